@@ -1,0 +1,49 @@
+# make demo | test | check | fix | test-gpu
+# PYTHON=... uses an interpreter of your own, which must already have what it needs.
+ifdef PYTHON
+RUN_READY =
+DEV_READY =
+else
+PYTHON = .venv/bin/python
+RUN_READY = .venv/.run-ready
+DEV_READY = .venv/.dev-ready
+endif
+
+DEMO_PROMPT = a red circle moving right on a dark background
+
+.PHONY: demo test check fix test-gpu
+
+.venv/bin/python:
+	python3 -m venv .venv
+
+# PyTorch first and by its exact version: a looser requirement would take the newest CUDA build.
+.venv/.run-ready: .venv/bin/python requirements.txt requirements-standalone.txt
+	.venv/bin/python -c "import torch" 2>/dev/null || .venv/bin/pip install -q torch==2.13.0
+	.venv/bin/pip install -q -r requirements-standalone.txt
+	touch $@
+
+.venv/.dev-ready: .venv/.run-ready requirements-dev.txt
+	.venv/bin/pip install -q -r requirements-dev.txt
+	touch $@
+
+demo: $(RUN_READY)
+	$(PYTHON) -m lightx2v_core generate --task t2v --model demo --prompt "$(DEMO_PROMPT)" \
+		--seed 1 --output out/demo_t2v.mp4 --contact-sheet out/demo_t2v.png
+	$(PYTHON) -m lightx2v_core generate --task i2v --model demo --prompt "$(DEMO_PROMPT)" \
+		--image lightx2v_core/demo/start.png \
+		--seed 1 --output out/demo_i2v.mp4 --contact-sheet out/demo_i2v.png
+
+test: $(DEV_READY)
+	$(PYTHON) -m pytest -m "not gpu"
+
+test-gpu: $(DEV_READY)
+	$(PYTHON) -m pytest -m gpu tests/gpu
+
+check: $(DEV_READY)
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m basedpyright
+
+fix: $(DEV_READY)
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .

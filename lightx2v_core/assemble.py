@@ -1,0 +1,194 @@
+"""Files into running models, in one fixed order: detect, build empty, fill, place, kernels."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import ops as default_ops
+from .checkpoint.detect import CheckpointInfo, detect
+from .checkpoint.layouts import official_names
+from .checkpoint.load import assign
+from .checkpoint.source import Checkpoint, open_checkpoint
+from .errors import CheckpointError
+from .memory.residency import Residency
+from .ops.attention import select_attention
+from .presets import demo_path
+from .quant.schemes import select_linear
+from .text.tokenizer import read_tokenizer
+from .text.umt5 import TextEncoder, build_text_encoder
+from .vision.clip import ClipVision, build_clip_vision
+from .wan.model import Ops, WanModel
+from .wan.vae import VaeConfig, WanVae
+
+log = logging.getLogger(__name__)
+
+# Where parts of a model lie below its folder, and what they are called; the first found wins.
+PART_FOLDERS = (".", "distill_models", "original", "split_files/vae", "split_files/text_encoders")
+PART_NAMES = {
+    "vae": ("Wan2.1_VAE.safetensors", "Wan2.1_VAE.pth", "wan_2.1_vae.safetensors"),
+    "text": (
+        "models_t5_umt5-xxl-enc-bf16.pth",
+        "models_t5_umt5-xxl-enc-bf16.safetensors",
+        "umt5_xxl_fp16.safetensors",
+        "umt5-xxl-enc-bf16.safetensors",
+    ),
+    "clip": (
+        "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
+        "clip_vision_h.safetensors",
+    ),
+}
+EXPERT_FOLDERS = ("high_noise_model", "low_noise_model")
+PART_OPTIONS = {"vae": "--vae", "text": "--text-encoder", "clip": "--clip-vision"}
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The files one generation needs. `low` is the second expert, `clip` only Wan 2.1 I2V's."""
+
+    transformer: Path
+    vae: Path
+    text: Path
+    low: Path | None = None
+    clip: Path | None = None
+    tokenizer: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedTransformer:
+    """A transformer with what is known of its file, and the engine that places its weights."""
+
+    model: WanModel
+    info: CheckpointInfo
+    residency: Residency
+    summary: str
+
+
+def load_transformer(
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "auto",
+    device: torch.device | str = "cpu",
+    ops: Ops = default_ops,
+) -> LoadedTransformer:
+    """Build the transformer in `path`; weights stay memory-mapped where `dtype` is the file's.
+
+    `dtype` is what blocks compute in. `device` only chooses the attention: `residency.place` moves
+    weights. `ops` is a namespace of layers, for hosts that bring their own.
+    Raises CheckpointError for a file that is no Wan transformer this version runs.
+    """
+    started = time.perf_counter()
+    checkpoint = open_checkpoint(path)
+    info = detect(checkpoint)
+    if info.refusal or info.config is None:
+        raise CheckpointError(info.refusal or f"{checkpoint.name} is not a Wan transformer")
+    select_linear(info.scheme)
+    with torch.device("meta"):
+        model = WanModel(info.config, ops)
+    _, names = official_names(checkpoint.headers) or ("", {})
+    assign(model, checkpoint.tensors(names), checkpoint.name, dtype)
+    model.compute_dtype = dtype
+    residency = Residency(model)
+    model.run_block = residency.run_block
+    model.attend = select_attention(attention, device)
+    summary = (
+        f"{checkpoint.name}: {info.describe()}, {info.bytes / 1e9:.2f} GB, {info.tensors} tensors, "
+        f"computing in {str(dtype).removeprefix('torch.')}"
+    )
+    log.info("%s, %.1f s", summary, time.perf_counter() - started)
+    return LoadedTransformer(model, info, residency, summary)
+
+
+def load_vae(path: str | Path, dtype: torch.dtype = torch.float32) -> WanVae:
+    """The Wan 2.1 VAE (or a narrower one of its kind) from official or wrapped files."""
+    checkpoint = open_checkpoint(path)
+    names = {name.removeprefix("vae."): name for name in checkpoint.headers}
+    shapes = {name: checkpoint.headers[stored].shape for name, stored in names.items()}
+    config = VaeConfig.from_shapes(shapes, checkpoint.name)
+    with torch.device("meta"):
+        vae = WanVae(config)
+    assign(vae, checkpoint.tensors(names), checkpoint.name, dtype)
+    return vae.to(dtype)
+
+
+def load_text_encoder(
+    path: str | Path, tokenizer: str | Path | None = None, dtype: torch.dtype | None = None
+) -> TextEncoder:
+    """UMT5 from a file or folder; its tokenizer embedded, given, or found beside it."""
+    checkpoint = open_checkpoint(path)
+    tensors = _everything(checkpoint)
+    given = None if tokenizer is None else Path(tokenizer)
+    pieces = read_tokenizer(Path(path), tensors, given)
+    return build_text_encoder(tensors, pieces, checkpoint.name, dtype)
+
+
+def load_clip_vision(path: str | Path, dtype: torch.dtype | None = None) -> ClipVision:
+    """The CLIP ViT-H image tower of Wan 2.1 image-to-video."""
+    checkpoint = open_checkpoint(path)
+    return build_clip_vision(_everything(checkpoint), checkpoint.name, dtype)
+
+
+def _everything(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    return checkpoint.tensors({name: name for name in checkpoint.headers})
+
+
+def find_parts(
+    model: str,
+    task: str,
+    low: Path | None = None,
+    given: dict[str, Path | None] | None = None,
+    tokenizer: Path | None = None,
+) -> Parts:
+    """Every file for `model`: "demo", a transformer file, or a folder in a published layout.
+
+    `given` names parts ("vae", "text", "clip") that are not to be searched for. Raises
+    CheckpointError that says which part was not found, where, and under which names.
+    """
+    named = {part: path for part, path in (given or {}).items() if path is not None}
+    if model == "demo":
+        return Parts(
+            demo_path(task),
+            named.get("vae", demo_path("vae")),
+            named.get("text", demo_path("text")),
+        )
+    path = Path(model)
+    if not path.exists():
+        raise CheckpointError(f"model {model} does not exist; give a file, a folder, or demo")
+    home = path if path.is_dir() else path.parent
+    for folder in (path, path / "distill_models"):
+        high, low_folder = (folder / name for name in EXPERT_FOLDERS)
+        if high.exists() and low is None:
+            path, low = high, low_folder
+    homes = [home, home.parent]
+    return Parts(
+        transformer=path,
+        vae=named.get("vae") or _find_part("vae", homes),
+        text=named.get("text") or _find_part("text", homes),
+        low=low,
+        clip=named.get("clip") or _search("clip", homes),
+        tokenizer=tokenizer,
+    )
+
+
+def _search(part: str, homes: list[Path]) -> Path | None:
+    places = (
+        home / folder / name
+        for home in homes
+        for folder in PART_FOLDERS
+        for name in PART_NAMES[part]
+    )
+    return next((place for place in places if place.is_file()), None)
+
+
+def _find_part(part: str, homes: list[Path]) -> Path:
+    found = _search(part, homes)
+    if found is None:
+        raise CheckpointError(
+            f"no {part} file beside the model: looked in {homes[0]} and {homes[1]} for "
+            f"{', '.join(PART_NAMES[part])}; name it with {PART_OPTIONS[part]}"
+        )
+    return found

@@ -1,0 +1,203 @@
+"""Opens a checkpoint, whatever its container: one file, shards with an index, a folder, a pickle.
+
+Gives headers first and tensors by name afterwards. Safetensors stay memory-mapped; pickles are read
+with ``weights_only=True`` and never run code.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import CapabilityError, CheckpointError, preview
+from .headers import TensorHeader, read_header, refuse_other_formats
+
+PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".tar"}
+# Where a training checkpoint keeps the weights, most wanted first.
+PICKLE_WRAPPERS = ("generator_ema", "generator", "model", "state_dict")
+# Folders inside LightX2V's older distilled repositories, the full-precision one first.
+DISTILL_FOLDERS = ("distill_models", "original")
+DISTILL_FILES = ("distill_model.safetensors", "distill_model.pt")
+# What lies beside a transformer in an official model folder.
+NOT_TRANSFORMERS = ("vae", "t5", "clip", "lora", "tae")
+
+DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Headers of all tensors, and where each one is. `name` is what messages call it."""
+
+    path: Path
+    headers: dict[str, TensorHeader]
+    metadata: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)  # tensor name -> safetensors file
+    pickled: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def nbytes(self) -> int:
+        return sum(header.nbytes for header in self.headers.values())
+
+    def tensors(self, names: Mapping[str, str]) -> dict[str, Tensor]:
+        """Tensors by wanted name; `names` maps wanted name -> name in the file. Memory-mapped."""
+        from safetensors import SafetensorError, safe_open
+
+        found = {k: self.pickled[v] for k, v in names.items() if v in self.pickled}
+        by_file: dict[Path, list[tuple[str, str]]] = {}
+        for wanted, stored in names.items():
+            if stored in self.files:
+                by_file.setdefault(self.files[stored], []).append((wanted, stored))
+        for path, pairs in by_file.items():
+            try:
+                with safe_open(path, framework="pt", device="cpu") as file:
+                    found.update({wanted: file.get_tensor(stored) for wanted, stored in pairs})
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path.name} cannot be read: {error}") from error
+        return found
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a file or a folder. Raises CheckpointError when it is not there or not whole."""
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; check the path")
+    if path.is_dir():
+        return _open_folder(path)
+    if path.name.endswith(".index.json"):
+        return _open_index(path)
+    if path.suffix == ".gguf" or _starts_with(path, b"GGUF"):
+        raise CapabilityError(
+            f"{path.name} is a GGUF file, which this version does not read; "
+            "use the bf16, fp16 or fp32 safetensors of the same model"
+        )
+    if path.suffix in PICKLES:
+        return _open_pickle(path)
+    header = read_header(path)
+    return Checkpoint(path, header.tensors, header.metadata, dict.fromkeys(header.tensors, path))
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    """An index, else LightX2V's distilled layouts, else every safetensors file that fits."""
+    for candidate in [folder, *(folder / name for name in DISTILL_FOLDERS)]:
+        if indexes := sorted(candidate.glob("*.safetensors.index.json")):
+            return _open_index(indexes[0])
+        if distilled := [candidate / f for f in DISTILL_FILES if (candidate / f).is_file()]:
+            return open_checkpoint(distilled[0])
+        parts = sorted(
+            p
+            for p in candidate.glob("*.safetensors")
+            if not any(word in p.name.lower() for word in NOT_TRANSFORMERS)
+        )
+        if parts:
+            return _join(candidate, parts)
+    raise CheckpointError(
+        f"{folder} holds no safetensors weights and no index; it has "
+        f"{preview(p.name for p in folder.iterdir()) or 'nothing'}. Name the file itself, or the "
+        "folder of one model (for Wan 2.2: high_noise_model or low_noise_model)"
+    )
+
+
+def _open_index(index: Path) -> Checkpoint:
+    try:
+        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+        files = sorted({str(name) for name in weight_map.values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not a safetensors index: {error}") from error
+    if any(Path(name).name != name for name in files):
+        raise CheckpointError(f"{index.name} names files outside its folder: {preview(files)}")
+    paths = [index.parent / name for name in files]
+    if absent := [path.name for path in paths if not path.is_file()]:
+        raise CheckpointError(
+            f"{index.parent} lacks {len(absent)} of {len(paths)} shards ({preview(absent)}); "
+            "download them too"
+        )
+    checkpoint = _join(index.parent, paths)
+    if unlisted := weight_map.keys() - checkpoint.headers.keys():
+        raise CheckpointError(
+            f"{index.name} lists {len(unlisted)} tensors that no shard holds ({preview(unlisted)})"
+        )
+    return checkpoint
+
+
+def _join(folder: Path, paths: list[Path]) -> Checkpoint:
+    headers: dict[str, TensorHeader] = {}
+    files: dict[str, Path] = {}
+    metadata: dict[str, str] = {}
+    for path in paths:
+        header = read_header(path)
+        if twice := headers.keys() & header.tensors.keys():
+            raise CheckpointError(
+                f"{files[min(twice)].name} and {path.name} in {folder} both hold {preview(twice)}; "
+                "they are two models: name one of the files"
+            )
+        headers |= header.tensors
+        metadata |= header.metadata
+        files |= dict.fromkeys(header.tensors, path)
+    return Checkpoint(paths[0] if len(paths) == 1 else folder, headers, metadata, files)
+
+
+def _open_pickle(path: Path) -> Checkpoint:
+    with path.open("rb") as file:
+        refuse_other_formats(path, file.read(64), path.stat().st_size)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path.name} holds more than weights, and loading it would run code from the file; "
+            "use the safetensors form of this model"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise CheckpointError(
+            f"{path.name} is not a whole PyTorch file ({str(error).splitlines()[0]}); "
+            "download it again"
+        ) from error
+    tensors = _unwrap(loaded, path.name)
+    headers = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPE_NAMES:
+            raise CheckpointError(f"{path.name}: {name} has dtype {tensor.dtype}, unknown here")
+        headers[name] = TensorHeader(tuple(tensor.shape), DTYPE_NAMES[tensor.dtype])
+    return Checkpoint(path, headers, pickled=tensors)
+
+
+def _is_zip(path: Path) -> bool:
+    return _starts_with(path, b"PK\x03\x04")  # older pickles cannot be mapped
+
+
+def _unwrap(loaded: object, name: str) -> dict[str, Tensor]:
+    if isinstance(loaded, Mapping):
+        for wrapper in PICKLE_WRAPPERS:
+            if isinstance(loaded.get(wrapper), Mapping):
+                return _unwrap(loaded[wrapper], name)
+        tensors = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}
+        if tensors:
+            return tensors
+    raise CheckpointError(f"{name} holds no tensors; it is not a model file")

@@ -1,0 +1,230 @@
+"""The command line: generate a video, inspect a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .datatypes import VideoSize
+from .errors import CheckpointError, LightX2VError, RequestError
+from .pipeline import GenerateRequest, OnProgress, Pipeline, Result
+from .presets import FPS, Overrides
+
+STAGE_NAMES = {"text": "prompt", "image": "start image", "sampling": "sampling", "decode": "decode"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it worked, 1 after an error in words, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING)
+    try:
+        return options.run(options)
+    except LightX2VError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("cancelled", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lightx2v_core",
+        description="Wan 2.1 / 2.2 video in four steps without CFG.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_generate(commands.add_parser("generate", help="make a video"))
+    inspect = commands.add_parser("inspect", help="say what a file is, from its header alone")
+    inspect.add_argument("file", type=Path, help="checkpoint file or folder")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.add_argument("--verbose", action="store_true", help="log what happens")
+    inspect.set_defaults(run=run_inspect)
+    return parser
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--task", choices=("t2v", "i2v"), default="t2v", help="t2v: words; i2v: a picture and words"
+    )
+    add("--model", default="demo", help="demo, a transformer file, or a model folder")
+    add("--low-noise-model", type=Path, help="second expert of Wan 2.2 A14B; --model is the first")
+    add("--text-encoder", type=Path, help="umt5 file; else searched beside the model")
+    add("--tokenizer", type=Path, help="folder or file; else embedded or beside the encoder")
+    add("--vae", type=Path, help="Wan 2.1 VAE; else searched beside the model")
+    add("--clip-vision", type=Path, help="CLIP ViT-H of Wan 2.1 I2V; else searched")
+    add("--prompt", required=True)
+    add("--negative-prompt", default="", help="used only with --cfg above 1")
+    add("--image", type=Path, help="start image")
+    add("--last-image", type=Path, help="end image (FLF2V and Wan 2.2 I2V)")
+    for name in ("width", "height", "frames"):
+        add(f"--{name}", type=int, help="default: what the model was trained for")
+    add("--fps", type=int, default=FPS)
+    add("--seed", type=int, default=0)
+    add("--steps", type=int, help="equal steps instead of the trained list")
+    add("--shift", type=float)
+    add("--denoising-step-list", type=_numbers, metavar="1000,750,500,250")
+    add("--solver", choices=("euler", "renoise"))
+    add("--cfg", type=float, help="1 (off) for distilled models")
+    add("--high-steps", type=int, help="steps of the high-noise expert")
+    add("--boundary", type=float, help="switch experts at this sigma instead")
+    add("--attention", default="auto", help="auto, sdpa, flash, sage")
+    add("--device", default="auto", help="auto, cuda, mps, cpu")
+    add("--vram-gb", type=float, help="at most this much of the card for transformer weights")
+    add("--output", type=Path, required=True, metavar="FILE.mp4")
+    add("--contact-sheet", type=Path, metavar="FILE.png", help="also write frames side by side")
+    add("--dry-run", action="store_true", help="print the plan and stop")
+    add("--verbose", action="store_true", help="log what happens")
+    parser.set_defaults(run=run_generate)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list like 1000,750,500,250") from error
+
+
+def run_inspect(options: argparse.Namespace) -> int:
+    """Print what a file is. Exit code 0 for anything recognised, 1 for an unreadable file."""
+    from .checkpoint.detect import detect
+    from .checkpoint.source import open_checkpoint
+
+    info = detect(open_checkpoint(options.file))
+    if options.json:
+        print(json.dumps(info.as_json(), ensure_ascii=False))
+        return 0
+    print(f"{options.file.name}: {info.describe()}, {info.bytes / 1e9:.2f} GB")
+    if info.refusal and info.kind == "transformer":
+        print(f"cannot be run: {info.refusal}")
+    if info.config and not info.refusal:
+        from .presets import preset_for
+
+        preset = preset_for(info)
+        known = "" if info.preset else " (release unknown: assumed)"
+        steps = ", ".join(str(step) for step in preset.denoising_list)
+        print(f"preset {preset.name}{known}: steps {steps}; shift {preset.shift:g}; CFG off")
+    return 0
+
+
+def run_generate(options: argparse.Namespace) -> int:
+    """Load, print the plan, make the video, write it, and say what it took."""
+    _check(options)
+    from .assemble import find_parts
+    from .device import select_device
+    from .media import contact_sheet, read_image, write_video
+    from .sampling.schedule import describe
+
+    images = [None if p is None else read_image(p) for p in (options.image, options.last_image)]
+    given = {"vae": options.vae, "text": options.text_encoder, "clip": options.clip_vision}
+    parts = find_parts(
+        options.model, options.task, options.low_noise_model, given, options.tokenizer
+    )
+    vram = None if options.vram_gb is None else int(options.vram_gb * 1e9)
+    pipeline = Pipeline(parts, select_device(options.device), options.attention, vram)
+    overrides = Overrides(
+        steps=options.steps,
+        shift=options.shift,
+        denoising_list=options.denoising_step_list,
+        cfg=options.cfg,
+        solver=options.solver,
+        high_steps=options.high_steps,
+        boundary=options.boundary,
+    )
+    request = GenerateRequest(
+        options.prompt,
+        options.negative_prompt,
+        *images,
+        size=_size(options, pipeline),
+        seed=options.seed,
+        overrides=overrides,
+    )
+    for expert in pipeline.experts:
+        print(expert.summary)
+    plan = describe(pipeline.plan(overrides))
+    print(plan)
+    if options.dry_run:
+        return 0
+    with _progress_bar() as on_progress:
+        result = pipeline.generate(request, on_progress)
+    write_video(result.frames, options.output, options.fps, _metadata(options, result, plan))
+    if options.contact_sheet:
+        contact_sheet([(options.prompt, result.frames)], options.contact_sheet)
+    stages = ", ".join(f"{STAGE_NAMES[k]} {v:.1f} s" for k, v in result.seconds.items())
+    per_step = result.seconds["sampling"] / result.plan.steps
+    peak = f", peak {result.peak_bytes / 1e9:.1f} GB" if result.peak_bytes else ""
+    print(f"{options.output}: {len(result.frames)} frames; {stages}; {per_step:.2f} s/step{peak}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.output.suffix.lower() != ".mp4":
+        raise RequestError(f"--output {options.output} must end in .mp4")
+    if options.task == "i2v" and options.image is None:
+        raise RequestError("--task i2v needs a start image; add --image FILE")
+    if options.task == "t2v" and options.image is not None:
+        raise RequestError("--image is given with --task t2v; use --task i2v")
+    if options.low_noise_model and not options.low_noise_model.exists():
+        raise CheckpointError(f"--low-noise-model {options.low_noise_model} does not exist")
+
+
+def _size(options: argparse.Namespace, pipeline: Pipeline) -> VideoSize:
+    trained = pipeline.preset.size
+    return VideoSize(
+        options.width or trained.width,
+        options.height or trained.height,
+        options.frames or trained.frames,
+    )
+
+
+def _metadata(options: argparse.Namespace, result: Result, plan: str) -> dict[str, object]:
+    return {
+        "prompt": options.prompt,
+        "negative_prompt": options.negative_prompt,
+        "seed": options.seed,
+        "model": str(options.model),
+        "size": [result.size.width, result.size.height, result.size.frames],
+        "plan": plan,
+        "version": version(),
+    }
+
+
+def version() -> str:
+    """The pack's version, which only pyproject.toml holds."""
+    import re
+
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8")
+    found = re.search(r'^version = "([^"]+)"', text, re.MULTILINE)
+    return found.group(1) if found else "unknown"
+
+
+@contextmanager
+def _progress_bar() -> Iterator[OnProgress]:
+    """One bar over the stages; each stage has its share of the whole."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description:12}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f}%"),
+    )
+    shares = {
+        "text": (0.0, 2.0),
+        "image": (2.0, 8.0),
+        "sampling": (10.0, 70.0),
+        "decode": (80.0, 20.0),
+    }
+    with Progress(*columns, TimeElapsedColumn()) as progress:
+        task = progress.add_task("loading", total=100.0)
+
+        def on_progress(stage: str, done: int, total: int) -> None:
+            start, share = shares[stage]
+            label = f"step {done}/{total}" if stage == "sampling" else STAGE_NAMES[stage]
+            progress.update(task, completed=start + share * done / total, description=label)
+
+        yield on_progress

@@ -1,0 +1,62 @@
+"""Small models with deterministic weights, shared by the unit and parity tests."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightx2v_core.wan.config import WanConfig
+from lightx2v_core.wan.model import WanModel
+
+
+def fill(module: nn.Module) -> nn.Module:
+    """Weights from a deterministic pattern, scaled so that signals neither die nor explode."""
+    generator = torch.Generator().manual_seed(20)
+    with torch.no_grad():
+        for name, tensor in sorted(module.named_parameters()):
+            noise = torch.randn(tensor.shape, generator=generator)
+            if "norm" in name or name.endswith("gamma"):
+                tensor.copy_(1.0 + 0.1 * noise)
+            elif tensor.ndim > 1:
+                tensor.copy_(noise / math.sqrt(tensor[0].numel()))
+            else:
+                tensor.copy_(0.1 * noise)
+    return module.eval().requires_grad_(False)
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+VARIANTS = {
+    "t2v": WanConfig(dim=256, ffn_dim=512, num_layers=2, text_dim=64),
+    "i2v": WanConfig(dim=256, ffn_dim=512, num_layers=2, text_dim=64, in_dim=36, clip_tokens=257),
+    "flf2v": WanConfig(dim=256, ffn_dim=512, num_layers=2, text_dim=64, in_dim=36, clip_tokens=514),
+    "a14b_i2v": WanConfig(dim=256, ffn_dim=512, num_layers=2, text_dim=64, in_dim=36),
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def tiny_model(variant: str = "t2v") -> WanModel:
+    return fill(WanModel(VARIANTS[variant]))
+
+
+def tiny_inputs(config: WanConfig, batch: int = 2) -> dict[str, Tensor | None]:
+    generator = torch.Generator().manual_seed(3)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return {
+        "x_BCTHW": randn(batch, config.in_dim, 3, 6, 8),
+        "timestep_B": torch.linspace(833.3333, 937.5, batch),
+        "text_BSE": randn(batch, 512, config.text_dim),
+        "clip_BSE": randn(batch, config.clip_tokens, 1280) if config.clip_tokens else None,
+    }
