@@ -20,7 +20,7 @@ from .ops.attention import select_attention
 from .presets import demo_path
 from .quant.schemes import select_linear
 from .text.tokenizer import read_tokenizer
-from .text.umt5 import TextEncoder, build_text_encoder
+from .text.umt5 import TextEncoder, build_text_encoder, check_text_encoder
 from .vision.clip import ClipVision, build_clip_vision
 from .wan.model import Ops, WanModel
 from .wan.vae import VaeConfig, WanVae
@@ -90,7 +90,7 @@ def load_transformer(
     with torch.device("meta"):
         model = WanModel(info.config, ops)
     _, names = official_names(checkpoint.headers) or ("", {})
-    assign(model, checkpoint.tensors(names), checkpoint.name, dtype)
+    assign(model, checkpoint.tensors(names), checkpoint.name, "Wan transformer", dtype)
     model.compute_dtype = dtype
     residency = Residency(model)
     model.run_block = residency.run_block
@@ -111,7 +111,7 @@ def load_vae(path: str | Path, dtype: torch.dtype = torch.float32) -> WanVae:
     config = VaeConfig.from_shapes(shapes, checkpoint.name)
     with torch.device("meta"):
         vae = WanVae(config)
-    assign(vae, checkpoint.tensors(names), checkpoint.name, dtype)
+    assign(vae, checkpoint.tensors(names), checkpoint.name, "Wan 2.1 VAE", dtype)
     return vae.to(dtype)
 
 
@@ -121,6 +121,7 @@ def load_text_encoder(
     """UMT5 from a file or folder; its tokenizer embedded, given, or found beside it."""
     checkpoint = open_checkpoint(path)
     tensors = _everything(checkpoint)
+    check_text_encoder(tensors, checkpoint.name)
     given = None if tokenizer is None else Path(tokenizer)
     pieces = read_tokenizer(Path(path), tensors, given)
     return build_text_encoder(tensors, pieces, checkpoint.name, dtype)

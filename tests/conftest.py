@@ -12,6 +12,12 @@ from lightx2v_core.wan.config import WanConfig
 from lightx2v_core.wan.model import WanModel
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tensors are small here, and threads that wait for each other on busy cores cost more."""
+    torch.set_num_threads(1)
+
+
 def fill(module: nn.Module) -> nn.Module:
     """Weights from a deterministic pattern, scaled so that signals neither die nor explode."""
     generator = torch.Generator().manual_seed(20)

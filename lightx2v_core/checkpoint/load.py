@@ -1,4 +1,4 @@
-"""Puts tensors into a model that was built empty: strictly, and without a second copy."""
+"""Puts a checkpoint's tensors into a model built empty, in the dtype it computes in."""
 
 from __future__ import annotations
 
@@ -7,37 +7,25 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, preview
+from ..ops.placing import place
 
 
 def assign(
-    model: nn.Module, tensors: Mapping[str, Tensor], source: str, dtype: torch.dtype | None = None
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    what: str,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Fill `model` (built on ``meta``) with `tensors`, all of them, each in its place.
 
     Tensors of two or more axes take `dtype` (None keeps the file's); one-axis tensors and
     modulation keep the file's dtype, since layers cast at use. A tensor that already has its dtype
-    stays the memory-mapped one. Raises CheckpointError that names what is missing or too many.
+    stays the memory-mapped one. Raises CheckpointError that names what is missing or too many;
+    `what` is the kind of model, for the message.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if missing := wanted.keys() - tensors.keys():
-        raise CheckpointError(
-            f"{source} lacks {len(missing)} of {len(wanted)} tensors ({preview(missing)}); "
-            "the file is of another model or not whole"
-        )
-    if surplus := tensors.keys() - wanted.keys():
-        raise CheckpointError(
-            f"{source} holds {len(surplus)} tensors that this model has no place for "
-            f"({preview(surplus)}); it is a variant this version does not run"
-        )
-    for name, shape in wanted.items():
-        if tuple(tensors[name].shape) != shape:
-            raise CheckpointError(
-                f"{source}: {name} is {tuple(tensors[name].shape)} and must be {shape}"
-            )
-    placed = {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}
-    model.load_state_dict(placed, strict=True, assign=True)
-    model.requires_grad_(False).eval()
+    cast = {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}
+    place(model, cast, source, what)
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -30,7 +30,7 @@ def test_an_official_header_fills_the_model_strictly(name):
         model = WanModel(info.config)
         tensors = {k: torch.empty(shape, dtype=torch.bfloat16) for k, (shape, _) in header.items()}
 
-    assign(model, tensors, name)
+    assign(model, tensors, name, "Wan transformer")
 
     assert len(header) == OFFICIAL[name][-1] == info.tensors
     assert info.refusal is None
@@ -48,10 +48,10 @@ def test_one_tensor_less_or_more_is_named(name):
     lacking = {k: v for k, v in tensors.items() if k != "blocks.7.cross_attn.k.bias"}
     surplus = tensors | {"blocks.7.extra.weight": torch.empty(1, device="meta")}
 
-    with pytest.raises(CheckpointError, match=r"lacks 1 of .*blocks\.7\.cross_attn\.k\.bias"):
-        assign(model, lacking, name)
+    with pytest.raises(CheckpointError, match=r"1 of .* missing \(blocks\.7\.cross_attn\.k\.bias"):
+        assign(model, lacking, name, "Wan transformer")
     with pytest.raises(CheckpointError, match=r"1 tensors .* \(blocks\.7\.extra\.weight\)"):
-        assign(model, surplus, name)
+        assign(model, surplus, name, "Wan transformer")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,54 @@
+"""Puts the tensors of a file into a module built on meta: all of them, or a sentence saying why.
+
+Nothing is copied: a memory-mapped tensor stays one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, preview
+
+
+def refuse_quantised(
+    tensors: Mapping[str, Tensor], source: str, what: str, marked: bool = False
+) -> None:
+    """Quantised encoder files are known, named and not read. `marked`: the file says it is fp8."""
+    dtypes = {str(t.dtype) for name, t in tensors.items() if name.endswith("weight")}
+    if marked or any(dtype.startswith("torch.float8") for dtype in dtypes):
+        scheme = "an fp8"
+    elif "torch.int8" in dtypes:
+        scheme = "an int8"
+    elif "torch.uint8" in dtypes:
+        scheme = "a 4-bit"
+    else:
+        return
+    raise CheckpointError(
+        f"{source} is {scheme} {what}; this version reads bf16, fp16 and fp32, "
+        "give the file in one of these"
+    )
+
+
+def place(module: nn.Module, tensors: Mapping[str, Tensor], source: str, what: str) -> None:
+    """Assign without copying. `tensors` carry the module's own names, shapes are compared."""
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    if missing := expected.keys() - tensors.keys():
+        raise CheckpointError(
+            f"{source} is not a whole {what}: {len(missing)} of {len(expected)} tensors are "
+            f"missing ({preview(missing)}); download the file again"
+        )
+    if unknown := tensors.keys() - expected.keys():
+        raise CheckpointError(
+            f"{source} holds {len(unknown)} tensors that no {what} has ({preview(unknown)}); "
+            f"give the file of a {what} alone"
+        )
+    for name, shape in expected.items():
+        if tuple(tensors[name].shape) != shape:
+            raise CheckpointError(
+                f"{source}: {name} has shape {tuple(tensors[name].shape)}, the other tensors of "
+                f"this {what} need {shape}; download the file again"
+            )
+    module.load_state_dict(dict(tensors), assign=True)
+    module.requires_grad_(False).eval()

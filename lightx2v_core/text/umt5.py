@@ -1,0 +1,266 @@
+"""The UMT5 text encoder of Wan, around the one in transformers. Reads no files.
+
+Sizes come from the shapes of the tensors; names may be those of the official release
+(`blocks.0.attn.q.weight`) or of Hugging Face (`encoder.block.0.layer.0.SelfAttention.q.weight`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, preview
+from ..ops.placing import place, refuse_quantised
+from .clean import clean_prompt
+from .tokenizer import EOS, PAD, SPIECE_MODEL, PromptTokenizer, embedded_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+WHAT = "UMT5 text encoder"
+TIED_EMBEDDING = "encoder.embed_tokens.weight"
+BLOCK = re.compile(r"encoder\.block\.(\d+)\.")
+# Last parts of names that are no weights: the tokenizer, and the mark of scaled fp8.
+NOT_WEIGHTS = (SPIECE_MODEL, "scaled_fp8")
+
+# Of the first block's bias table: (name, whether it is the official layout). Every block of UMT5
+# has one; the names also tell it from the text half of Wan's CLIP file.
+BIAS_TABLES = (
+    ("blocks.0.pos_embedding.embedding.weight", True),
+    ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", False),
+)
+# (pattern, replacement) from official names to those of transformers.
+OFFICIAL_NAMES = (
+    (r"token_embedding\.weight", "shared.weight"),
+    (r"norm\.weight", "encoder.final_layer_norm.weight"),
+    (r"blocks\.(\d+)\.norm1\.weight", r"encoder.block.\1.layer.0.layer_norm.weight"),
+    (r"blocks\.(\d+)\.norm2\.weight", r"encoder.block.\1.layer.1.layer_norm.weight"),
+    (
+        r"blocks\.(\d+)\.attn\.([qkvo])\.weight",
+        r"encoder.block.\1.layer.0.SelfAttention.\2.weight",
+    ),
+    (
+        r"blocks\.(\d+)\.pos_embedding\.embedding\.weight",
+        r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias.weight",
+    ),
+    (
+        r"blocks\.(\d+)\.ffn\.gate\.0\.weight",
+        r"encoder.block.\1.layer.1.DenseReluDense.wi_0.weight",
+    ),
+    (r"blocks\.(\d+)\.ffn\.fc1\.weight", r"encoder.block.\1.layer.1.DenseReluDense.wi_1.weight"),
+    (r"blocks\.(\d+)\.ffn\.fc2\.weight", r"encoder.block.\1.layer.1.DenseReluDense.wo.weight"),
+)
+
+
+class Stranger(NamedTuple):
+    """A file that people give in place of a UMT5 encoder, told by the end of one name."""
+
+    suffix: str
+    is_what: str
+    advice: str
+
+
+STRANGERS = (
+    Stranger(
+        "cross_attn.k.weight",
+        "a Wan transformer",
+        "load it as the model and give umt5_xxl as the text encoder",
+    ),
+    Stranger(
+        "visual.patch_embedding.weight",
+        "the CLIP image encoder",
+        "load it as CLIP vision and give umt5_xxl as the text encoder",
+    ),
+    Stranger(
+        "vision_model.embeddings.patch_embedding.weight",
+        "a CLIP image encoder",
+        "load it as CLIP vision and give umt5_xxl as the text encoder",
+    ),
+    Stranger(
+        "text_model.embeddings.token_embedding.weight",
+        "a CLIP text encoder",
+        "Wan needs umt5_xxl",
+    ),
+    Stranger("decoder.conv1.weight", "a VAE", "Wan needs umt5_xxl as its text encoder"),
+    Stranger("model.embed_tokens.weight", "a language model", "Wan needs umt5_xxl"),
+)
+
+
+class TextEncoder(nn.Module):
+    """Prompts to text states. `encode` is `tokenize` followed by `encode_ids`."""
+
+    def __init__(self, transformer: UMT5EncoderModel, tokenizer: PromptTokenizer) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.tokenizer = tokenizer
+
+    @property
+    def text_dim(self) -> int:
+        return self.transformer.shared.embedding_dim
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.shared.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.shared.weight.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the weights; the embedding, reachable by two names, counts once."""
+        return sum(weight.nbytes for weight in self.parameters())
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.transformer.encoder.block
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """States BSE with S = 512: one per token including EOS, then zeros."""
+        return self.encode_ids(*self.tokenize(prompts))
+
+    def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask, both (B, 512), of the cleaned prompts."""
+        return self.tokenizer([clean_prompt(prompt) for prompt in prompts])
+
+    @torch.no_grad()
+    def encode_ids(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
+        """States BSE as long as the ids, zero wherever the mask is; padding is on the right.
+
+        Only the columns that some prompt uses are computed: padding is masked in attention, so
+        what is left out changes nothing.
+        """
+        length = ids_BS.shape[1]
+        used = int(mask_BS.sum(dim=1).max())
+        ids = ids_BS[:, :used].to(self.device)
+        mask = mask_BS[:, :used].to(self.device)
+        states = self.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
+        states = states.masked_fill(mask[..., None] == 0, 0.0)
+        return F.pad(states, (0, 0, 0, length - used))
+
+
+def build_text_encoder(
+    tensors: Mapping[str, Tensor],
+    tokenizer: PromptTokenizer | None,
+    source: str,
+    dtype: torch.dtype | None = None,
+) -> TextEncoder:
+    """From the tensors of a file named `source`; they are used as they are where dtype agrees.
+
+    No tokenizer means the one the tensors embed; no dtype means that of the file's linears.
+    """
+    weights = _transformers_weights(tensors, source)
+    if tokenizer is None:
+        tokenizer = embedded_tokenizer(tensors, source)
+    config = _make_config(weights, source)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{tokenizer.origin} knows {tokenizer.vocab_size} tokens, {source} only "
+            f"{config.vocab_size}; give the tokenizer that belongs to this encoder"
+        )
+    transformer = _build_transformer(config)
+    dtype = dtype or weights["encoder.block.0.layer.0.SelfAttention.q.weight"].dtype
+    cast = {name: weight.to(_dtype_of(name, dtype)) for name, weight in weights.items()}
+    place(transformer, cast | {TIED_EMBEDDING: cast["shared.weight"]}, source, WHAT)
+    return TextEncoder(transformer, tokenizer)
+
+
+def check_text_encoder(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise CheckpointError for a file of another kind, before a tokenizer is looked for."""
+    _transformers_weights(tensors, source)
+
+
+def _transformers_weights(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors of the encoder by their names in transformers; what is unknown keeps its own."""
+    prefix, is_official = _detect_layout(tensors, source)
+    weights: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        # With a prefix the file holds other models too, which are not ours to judge.
+        if name.startswith(prefix) and name.rpartition(".")[2] not in NOT_WEIGHTS:
+            name = name.removeprefix(prefix)
+            weights[_transformers_name(name) if is_official else name] = tensor
+    refuse_quantised(weights, source, WHAT, marked="scaled_fp8" in tensors)
+    # One table under two names; files hold either or both.
+    embedding = weights.pop(TIED_EMBEDDING, None)
+    if embedding is not None:
+        weights.setdefault("shared.weight", embedding)
+    is_shared_bias = "encoder.block.1.layer.0.SelfAttention.q.weight" in weights and (
+        "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight" not in weights
+    )
+    if is_shared_bias and not is_official:
+        raise CheckpointError(
+            f"{source} is a T5 v1.1 text encoder such as T5-XXL, with one position bias for all "
+            "blocks; Wan needs umt5_xxl"
+        )
+    return weights
+
+
+def _detect_layout(tensors: Mapping[str, Tensor], source: str) -> tuple[str, bool]:
+    """The prefix of the encoder's names and whether they are the official ones."""
+    for table, is_official in BIAS_TABLES:
+        for name in tensors:
+            if name == table or name.endswith(f".{table}"):
+                return name.removesuffix(table), is_official
+    for suffix, is_what, advice in STRANGERS:
+        if any(name.endswith(suffix) for name in tensors):
+            raise CheckpointError(f"{source} is {is_what}, not a {WHAT}; {advice}")
+    raise CheckpointError(
+        f"{source} is not a {WHAT}: it holds {preview(tensors) or 'nothing'}; "
+        "give umt5_xxl in bf16, fp16 or fp32"
+    )
+
+
+def _transformers_name(official: str) -> str:
+    for pattern, name in OFFICIAL_NAMES:
+        if match := re.fullmatch(pattern, official):
+            return match.expand(name)
+    return official
+
+
+def _make_config(weights: Mapping[str, Tensor], source: str) -> UMT5Config:
+    from transformers import UMT5Config
+
+    attention = "encoder.block.0.layer.0.SelfAttention."
+    bias_name = f"{attention}relative_attention_bias.weight"
+    gate_name = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
+    needed = ("shared.weight", f"{attention}q.weight", bias_name, gate_name)
+    if missing := [name for name in needed if name not in weights]:
+        raise CheckpointError(
+            f"{source} is not a whole {WHAT}: it lacks {preview(missing)}; download the file again"
+        )
+    (vocab_size, dim), (inner_dim, _), (buckets, heads), (ffn_dim, _) = (
+        weights[name].shape for name in needed
+    )
+    return UMT5Config(
+        vocab_size=vocab_size,
+        d_model=dim,
+        d_kv=inner_dim // heads,
+        d_ff=ffn_dim,
+        num_layers=1 + max(int(match[1]) for name in weights if (match := BLOCK.match(name))),
+        num_heads=heads,
+        relative_attention_num_buckets=buckets,
+        relative_attention_max_distance=128,  # beyond it all distances share a bucket
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+    )
+
+
+def _build_transformer(config: UMT5Config) -> UMT5EncoderModel:
+    from transformers import UMT5EncoderModel
+
+    with torch.device("meta"):
+        transformer = UMT5EncoderModel(config)
+    transformer.set_input_embeddings(transformer.shared)
+    return transformer
+
+
+def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The last linear of a feed-forward overflows in float16; transformers keeps it in float32."""
+    return torch.float32 if dtype == torch.float16 and name.endswith(".wo.weight") else dtype

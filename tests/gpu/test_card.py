@@ -1,0 +1,96 @@
+"""On a real card: streaming equals resident, half precision stays near float32, budgets hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightx2v_core.memory.residency import Residency
+from lightx2v_core.wan.config import WanConfig
+from lightx2v_core.wan.model import WanModel
+from lightx2v_core.wan.vae import VaeConfig, WanVae
+from tests.conftest import VARIANTS, fill, relative_error, tiny_inputs
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card"),
+]
+DEEP = replace(VARIANTS["i2v"], num_layers=6)
+
+
+def on_card(inputs: dict) -> dict:
+    return {k: None if v is None else v.cuda() for k, v in inputs.items()}
+
+
+def streamed(config: WanConfig, budget: float | None, dtype: torch.dtype) -> WanModel:
+    model = fill(WanModel(config)).to(dtype)
+    model.compute_dtype = dtype
+    engine = Residency(model)
+    model.run_block = engine.run_block
+    engine.place("cuda", budget)
+    return model
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_streaming_every_block_equals_resident_bit_for_bit(dtype):
+    inputs = on_card(tiny_inputs(DEEP))
+
+    resident = streamed(DEEP, None, dtype)(**inputs)
+    from_host = streamed(DEEP, 0, dtype)(**inputs)
+
+    assert torch.equal(from_host, resident)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.bfloat16, 0.01), (torch.float16, 0.002), (torch.float32, 1e-4)]
+)
+def test_the_card_stays_near_the_float32_forward_of_the_cpu(dtype, bound):
+    """float32 on the card may use other summation orders; half precision rounds each matmul."""
+    inputs = tiny_inputs(DEEP)
+    expected = fill(WanModel(DEEP)).to(dtype).float()(**inputs)
+
+    actual = streamed(DEEP, None, dtype)(**on_card(inputs))
+
+    assert relative_error(actual.cpu(), expected) < bound
+
+
+@torch.inference_mode()
+def test_weights_on_the_card_stay_within_the_budget():
+    config = WanConfig(dim=1536, ffn_dim=8960, num_layers=8, text_dim=4096)
+    with torch.device("cuda"):
+        size = sum(p.nbytes for p in WanModel(config).parameters())
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before, budget = torch.cuda.memory_allocated(), size // 2
+
+    model = WanModel(config)
+    engine = Residency(model)
+    model.run_block = engine.run_block
+    engine.place("cuda", budget)
+    model(
+        torch.zeros(1, 16, 1, 8, 8, device="cuda"),
+        torch.ones(1, device="cuda"),
+        torch.zeros(1, 512, 4096, device="cuda"),
+    )
+    activations = 64 << 20
+
+    assert 0 < engine.resident < 8
+    assert engine.loaded_bytes <= budget
+    assert torch.cuda.max_memory_allocated() - before <= budget + activations
+
+
+@torch.inference_mode()
+def test_the_vae_on_the_card_equals_the_cpu():
+    vae = fill(WanVae(VaeConfig(16, 16)))
+    pixels = torch.rand(1, 3, 9, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    latent = vae.encode(pixels)
+    frames = vae.decode(latent)
+
+    card = vae.cuda()
+
+    assert relative_error(card.encode(pixels.cuda()).cpu(), latent) < 1e-3, "TF32 convolutions"
+    assert relative_error(card.decode(latent.cuda()).cpu(), frames) < 1e-3, "TF32 convolutions"

@@ -1,0 +1,144 @@
+"""The VAE against the one in diffusers: same names, same shapes, same numbers in float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from zlib import crc32
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightx2v_core.wan.vae import LATENT_MEAN, LATENT_STD, VaeConfig, WanVae, denormalise
+
+diffusers = pytest.importorskip("diffusers")
+
+FLOAT32_PARITY = 1e-5  # the same float32 mathematics in another order of operations
+
+OUTER = {
+    "encoder.conv1": "encoder.conv_in",
+    "encoder.head.0": "encoder.norm_out",
+    "encoder.head.2": "encoder.conv_out",
+    "decoder.conv1": "decoder.conv_in",
+    "decoder.head.0": "decoder.norm_out",
+    "decoder.head.2": "decoder.conv_out",
+    "conv1": "quant_conv",
+    "conv2": "post_quant_conv",
+}
+MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
+INNER = {
+    "residual.0": "norm1",
+    "residual.2": "conv1",
+    "residual.3": "norm2",
+    "residual.6": "conv2",
+    "shortcut": "conv_shortcut",
+}
+
+
+def diffusers_name(official: str) -> str:
+    layer, leaf = official.rsplit(".", 1)
+    if layer in OUTER:
+        return f"{OUTER[layer]}.{leaf}"
+    half, group, index, inner = layer.split(".", 3)
+    inner = INNER.get(inner, inner)
+    if group == "middle":
+        return f"{half}.mid_block.{MIDDLE[index]}.{inner}.{leaf}"
+    if group == "downsamples":
+        return f"{half}.down_blocks.{index}.{inner}.{leaf}"
+    level, place = divmod(int(index), 4)
+    place_name = f"resnets.{place}" if place < 3 else "upsamplers.0"
+    return f"{half}.up_blocks.{level}.{place_name}.{inner}.{leaf}"
+
+
+def weights_for(vae: WanVae) -> dict[str, Tensor]:
+    """A value per name, whatever the order; scaled so that signals neither die nor explode."""
+    weights = {}
+    for name, tensor in vae.state_dict().items():
+        generator = torch.Generator().manual_seed(crc32(name.encode()))
+        noise = torch.randn(tensor.shape, generator=generator)
+        if name.endswith("gamma"):
+            weights[name] = 1.0 + 0.1 * noise
+        elif name.endswith("bias"):
+            weights[name] = 0.1 * noise
+        else:
+            weights[name] = noise / math.sqrt(tensor[0].numel())
+    return weights
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """For tensors this small, threads that wait for each other cost more than they bring."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[WanVae, torch.nn.Module]:
+    """Ours and theirs with the same weights; the decoder is wider than the encoder."""
+    ours = WanVae(VaeConfig(encoder_dim=8, decoder_dim=12)).requires_grad_(False)
+    weights = weights_for(ours)
+    ours.load_state_dict(weights)
+    theirs = diffusers.AutoencoderKLWan(base_dim=8, decoder_base_dim=12).requires_grad_(False)
+    theirs.load_state_dict({diffusers_name(name): value for name, value in weights.items()})
+    return ours, theirs
+
+
+def clip(frames: int, batch: int = 2, height: int = 24, width: int = 16) -> Tensor:
+    generator = torch.Generator().manual_seed(frames)
+    return torch.rand(batch, 3, frames, height, width, generator=generator) * 2 - 1
+
+
+@pytest.mark.parametrize("frames", [1, 5, 9, 17])
+def test_encode_gives_the_normalised_mean_of_diffusers(
+    pair: tuple[WanVae, torch.nn.Module], frames: int
+) -> None:
+    ours, theirs = pair
+
+    latent = ours.encode(clip(frames))
+
+    mean = torch.tensor(LATENT_MEAN).view(1, 16, 1, 1, 1)
+    std = torch.tensor(LATENT_STD).view(1, 16, 1, 1, 1)
+    expected = (theirs.encode(clip(frames)).latent_dist.mean - mean) / std
+    assert latent.shape == expected.shape
+    assert relative_error(latent, expected) <= FLOAT32_PARITY
+
+
+@pytest.mark.parametrize("frames", [1, 5, 9, 17])
+def test_decode_gives_the_frames_of_diffusers(
+    pair: tuple[WanVae, torch.nn.Module], frames: int
+) -> None:
+    ours, theirs = pair
+    generator = torch.Generator().manual_seed(frames)
+    latent = torch.randn(2, 16, (frames - 1) // 4 + 1, 3, 2, generator=generator)
+
+    pixels = ours.decode(latent)
+
+    expected = theirs.decode(denormalise(latent)).sample
+    assert pixels.shape == expected.shape == (2, 3, frames, 24, 16)
+    assert expected.abs().lt(1.0).float().mean() > 0.5  # most of it is not hidden by the clamp
+    assert relative_error(pixels, expected) <= FLOAT32_PARITY
+
+
+def test_latent_statistics_are_those_of_diffusers(pair: tuple[WanVae, torch.nn.Module]) -> None:
+    config = pair[1].config
+
+    assert tuple(config.latents_mean) == LATENT_MEAN
+    assert tuple(config.latents_std) == LATENT_STD
+
+
+def test_the_official_file_loads_by_its_own_194_names_and_shapes() -> None:
+    with torch.device("meta"):
+        ours = WanVae(VaeConfig()).state_dict()
+        theirs = diffusers.AutoencoderKLWan().state_dict()
+
+    shapes = {diffusers_name(name): tensor.shape for name, tensor in ours.items()}
+
+    assert len(ours) == 194
+    assert shapes == {name: tensor.shape for name, tensor in theirs.items()}

@@ -1,0 +1,262 @@
+"""Requests through every stage, on small random files in the published folder layouts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lightx2v_core.assemble import find_parts
+from lightx2v_core.cli import main
+from lightx2v_core.datatypes import VideoSize
+from lightx2v_core.errors import CheckpointError, RequestError
+from lightx2v_core.media import contact_sheet, read_metadata
+from lightx2v_core.pipeline import GenerateRequest, Pipeline
+from lightx2v_core.presets import Overrides
+from lightx2v_core.wan.model import WanModel
+from lightx2v_core.wan.vae import VaeConfig, WanVae
+from tests.conftest import VARIANTS, fill, tiny_model
+from tests.unit.text.samples import official_tensors, spiece_tensor
+
+SIZE = VideoSize(32, 16, 5)
+CPU = torch.device("cpu")
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+    return path
+
+
+def umt5_tensors(dim: int) -> dict[str, torch.Tensor]:
+    return official_tensors(dim=dim) | {"spiece_model": spiece_tensor()}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """t2v/ and a14b/ beside one text encoder and one VAE, under their published names."""
+    root = tmp_path_factory.mktemp("models")
+    write(root / "umt5_xxl_fp16.safetensors", umt5_tensors(64))
+    write(root / "wan_2.1_vae.safetensors", fill(WanVae(VaeConfig(8, 8))).state_dict())
+    write(root / "t2v/wan2.1_t2v_lightx2v_4step.safetensors", tiny_model("t2v").state_dict())
+    for expert, scale in (("high", 1.0), ("low", 0.5)):
+        weights = {k: v * scale for k, v in tiny_model("a14b_i2v").state_dict().items()}
+        write(root / f"a14b/{expert}_noise_model/lightx2v_4step.safetensors", weights)
+    contact_sheet([("", torch.randint(0, 255, (1, 40, 60, 3), dtype=torch.uint8))], root / "p.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def t2v(models: Path) -> Pipeline:
+    return Pipeline(find_parts(str(models / "t2v"), "t2v"), CPU)
+
+
+@pytest.fixture(scope="module")
+def experts(models: Path) -> Pipeline:
+    return Pipeline(find_parts(str(models / "a14b"), "i2v"), CPU)
+
+
+def request(**changes: object) -> GenerateRequest:
+    return replace(GenerateRequest("a red circle", size=SIZE, seed=3), **changes)
+
+
+def test_words_become_frames_of_the_size_asked_for(t2v):
+    seen = []
+
+    result = t2v.generate(request(), lambda *event: seen.append(event))
+
+    assert result.frames.shape == (5, 16, 32, 3)
+    assert result.frames.dtype == torch.uint8
+    assert [e for e in seen if e[0] == "sampling"] == [("sampling", n, 4) for n in (1, 2, 3, 4)]
+    assert [stage for stage, done, total in seen if done == total] == ["text", "sampling", "decode"]
+
+
+def test_a_seed_repeats_and_another_differs(t2v):
+    first, again, other = (t2v.generate(request(seed=s)).frames for s in (1, 1, 2))
+
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_guidance_of_one_calls_the_model_once_a_step_and_more_twice(t2v):
+    calls = []
+    handle = t2v.experts[0].model.register_forward_hook(lambda *_: calls.append(1))
+    t2v.generate(request())
+    once = len(calls)
+    t2v.generate(request(overrides=Overrides(cfg=2.0), negative_prompt="blur"))
+    handle.remove()
+
+    assert (once, len(calls) - once) == (4, 8)
+
+
+def test_two_experts_run_their_own_steps(experts):
+    calls = []
+    handles = [
+        e.model.register_forward_hook(lambda *_, index=i: calls.append(index))
+        for i, e in enumerate(experts.experts)
+    ]
+    image = torch.rand(3, 40, 60) * 2 - 1
+    experts.generate(request(image=image))
+    for handle in handles:
+        handle.remove()
+
+    assert [e.info.expert for e in experts.experts] == ["high", "low"]
+    assert calls == [0, 0, 1, 1]
+    assert all(e.residency.loaded_bytes == 0 for e in experts.experts), "nothing stays placed"
+
+
+def test_two_experts_of_the_same_weights_equal_one_model_bit_for_bit(models):
+    parts = find_parts(str(models / "t2v"), "t2v")
+    pair = Pipeline(replace(parts, low=parts.transformer), CPU)
+
+    one = Pipeline(parts, CPU).generate(request())
+    two = pair.generate(request())
+
+    assert two.plan.experts == (0, 0, 1, 1)
+    assert torch.equal(one.frames, two.frames)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"size": VideoSize(30, 16, 5)}, "30x16 is not divisible by 16; use 32x16"),
+        ({"size": VideoSize(32, 16, 4)}, r"4 frames is not 4\*n \+ 1; use 5"),
+        ({"image": torch.zeros(3, 16, 32)}, "start image is given and this is a text-to-video"),
+        ({"overrides": Overrides(steps=0)}, "0 steps asked for"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_any_stage(t2v, changes, words):
+    seen = []
+
+    with pytest.raises(RequestError, match=words):
+        t2v.generate(request(**changes), lambda *event: seen.append(event))
+
+    assert seen == []
+
+
+def test_an_image_model_without_a_picture_is_refused(experts):
+    with pytest.raises(RequestError, match="no start image is given"):
+        experts.generate(request())
+
+
+def test_a_cancel_in_the_middle_leaves_the_pipeline_usable(t2v):
+    def cancel(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("sampling", 2):
+            raise KeyboardInterrupt
+
+    expected = t2v.generate(request()).frames
+    with pytest.raises(KeyboardInterrupt):
+        t2v.generate(request(), cancel)
+
+    assert torch.equal(t2v.generate(request()).frames, expected)
+
+
+def test_a_text_encoder_of_another_width_is_refused(models, tmp_path):
+    narrow = write(tmp_path / "umt5.safetensors", umt5_tensors(32))
+    parts = replace(find_parts(str(models / "t2v"), "t2v"), text=narrow)
+
+    with pytest.raises(RequestError, match="32 wide and this model needs 64"):
+        Pipeline(parts, CPU)
+
+
+def test_experts_of_two_kinds_are_refused(models):
+    parts = find_parts(str(models / "a14b"), "i2v")
+    t2v_file = models / "t2v/wan2.1_t2v_lightx2v_4step.safetensors"
+
+    with pytest.raises(RequestError, match="the two experts are of different kinds"):
+        Pipeline(replace(parts, low=t2v_file), CPU)
+
+
+def test_a_clip_model_gets_its_features_only_where_it_has_the_branch(models, tmp_path):
+    file = write(tmp_path / "i2v.safetensors", fill(WanModel(VARIANTS["i2v"])).state_dict())
+    parts = replace(find_parts(str(models / "t2v"), "t2v"), transformer=file)
+
+    result = Pipeline(parts, CPU).generate(request(image=torch.zeros(3, 16, 32)))
+
+    assert result.frames.shape == (5, 16, 32, 3)
+
+
+def test_a_missing_part_says_where_it_was_searched_and_how_to_name_it(tmp_path):
+    file = write(tmp_path / "m.safetensors", tiny_model().state_dict())
+
+    with pytest.raises(
+        CheckpointError, match=r"no vae file .* wan_2\.1_vae\.safetensors; .* --vae"
+    ):
+        find_parts(str(file), "t2v")
+
+
+def generate_arguments(models: Path, output: Path, *more: str) -> list[str]:
+    size = ["--width", "32", "--height", "16", "--frames", "5", "--device", "cpu"]
+    return [
+        *("generate", "--model", str(models / "t2v"), "--prompt", "a red circle", "--seed", "3"),
+        *size,
+        *("--output", str(output)),
+        *more,
+    ]
+
+
+def test_the_command_line_writes_a_video_that_says_how_it_was_made(models, tmp_path, capsys):
+    output, sheet = tmp_path / "new" / "a.mp4", tmp_path / "a.png"
+
+    code = main(generate_arguments(models, output, "--contact-sheet", str(sheet)))
+
+    told, metadata = capsys.readouterr().out, read_metadata(output)
+    assert code == 0
+    assert told.index("4 steps, euler, CFG off") < told.index("5 frames; prompt")
+    assert (metadata["prompt"], metadata["seed"]) == ("a red circle", 3)
+    assert "sigma 1.0000 → 0.9375" in metadata["plan"]
+    assert sheet.is_file()
+
+
+def test_a_dry_run_prints_the_plan_and_makes_nothing(models, tmp_path, capsys):
+    code = main(generate_arguments(models, tmp_path / "a.mp4", "--dry-run", "--steps", "2"))
+
+    assert code == 0
+    assert "2 equal steps, shift 5" in capsys.readouterr().out
+    assert not (tmp_path / "a.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--output", "a.gif"], "must end in .mp4"),
+        (["--task", "i2v"], "needs a start image; add --image FILE"),
+        (["--image", "p.png"], "use --task i2v"),
+        (["--model", "nowhere"], "model nowhere does not exist"),
+        (["--attention", "magic"], "attention 'magic' is unknown"),
+        (["--device", "cuda:9"], "PyTorch sees no GPU"),
+    ],
+)
+def test_a_wrong_command_ends_with_one_sentence_and_code_one(models, tmp_path, capsys, more, words):
+    if more[0] == "--device" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+
+    code = main(generate_arguments(models, tmp_path / "a.mp4", *more))
+
+    assert code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and words in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_inspect_prints_the_documented_fields(models, capsys):
+    file = next((models / "t2v").glob("*.safetensors"))
+
+    code = main(["inspect", str(file), "--json"])
+
+    fields = json.loads(capsys.readouterr().out)
+    assert code == 0
+    wanted = {"family", "task", "expert", "size", "layout", "scheme", "release", "preset", "bytes"}
+    assert wanted <= fields.keys()
+    assert (fields["task"], fields["release"], fields["scheme"]) == ("t2v", "distill", "fp32")
+
+
+def test_inspect_tells_a_vae_from_a_transformer(models, capsys):
+    code = main(["inspect", str(models / "wan_2.1_vae.safetensors")])
+
+    assert code == 0
+    assert "wan_2.1_vae.safetensors: vae, fp32" in capsys.readouterr().out
