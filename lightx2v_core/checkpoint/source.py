@@ -111,18 +111,19 @@ def _open_folder(folder: Path) -> Checkpoint:
             return _open_index(indexes[0])
         if distilled := [candidate / f for f in DISTILL_FILES if (candidate / f).is_file()]:
             return open_checkpoint(distilled[0])
-        parts = sorted(
-            p
-            for p in candidate.glob("*.safetensors")
-            if not any(word in p.name.lower() for word in NOT_TRANSFORMERS)
-        )
-        if parts:
-            return _join(candidate, parts)
+        everything = sorted(candidate.glob("*.safetensors"))
+        parts = [p for p in everything if not _is_beside(p.name.lower())]
+        if everything:
+            return _join(candidate, parts or everything)
     raise CheckpointError(
         f"{folder} holds no safetensors weights and no index; it has "
         f"{preview(p.name for p in folder.iterdir()) or 'nothing'}. Name the file itself, or the "
         "folder of one model (for Wan 2.2: high_noise_model or low_noise_model)"
     )
+
+
+def _is_beside(name: str) -> bool:
+    return any(word in name for word in NOT_TRANSFORMERS)
 
 
 def _open_index(index: Path) -> Checkpoint:

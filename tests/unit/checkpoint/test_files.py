@@ -184,6 +184,15 @@ def test_two_models_in_one_folder_are_told_apart(folder):
         open_checkpoint(folder)
 
 
+def test_a_model_folder_is_not_confused_by_what_lies_beside_the_transformer(folder):
+    saved(folder / "wan2.1_t2v.safetensors")
+    saved(folder / "Wan2.1_VAE.safetensors", {"conv1.weight": torch.ones(2)})
+    saved(folder / "text" / "umt5.safetensors", {"shared.weight": torch.ones(2)})
+
+    assert open_checkpoint(folder).headers.keys() == WEIGHTS.keys()
+    assert open_checkpoint(folder / "text").headers.keys() == {"shared.weight"}
+
+
 def test_a_gguf_file_is_refused_by_name(folder):
     (folder / "model.gguf").write_bytes(b"GGUF" + bytes(60))
 
