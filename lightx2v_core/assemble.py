@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from .checkpoint.detect import CheckpointInfo, detect
 from .checkpoint.layouts import official_names
 from .checkpoint.load import assign
 from .checkpoint.source import Checkpoint, open_checkpoint
-from .errors import CheckpointError
+from .errors import CapabilityError, CheckpointError
 from .memory.residency import Residency
 from .ops.attention import select_attention
 from .presets import demo_path
@@ -124,13 +126,30 @@ def load_text_encoder(
     check_text_encoder(tensors, checkpoint.name)
     given = None if tokenizer is None else Path(tokenizer)
     pieces = read_tokenizer(Path(path), tensors, given)
-    return build_text_encoder(tensors, pieces, checkpoint.name, dtype)
+    with _transformers_needed("the text encoder"):
+        return build_text_encoder(tensors, pieces, checkpoint.name, dtype)
 
 
 def load_clip_vision(path: str | Path, dtype: torch.dtype | None = None) -> ClipVision:
     """The CLIP ViT-H image tower of Wan 2.1 image-to-video."""
     checkpoint = open_checkpoint(path)
-    return build_clip_vision(_everything(checkpoint), checkpoint.name, dtype)
+    with _transformers_needed("CLIP vision"):
+        return build_clip_vision(_everything(checkpoint), checkpoint.name, dtype)
+
+
+@contextmanager
+def _transformers_needed(what: str) -> Iterator[None]:
+    """Turns a transformers package that is missing or broken into a sentence with its cause."""
+    try:
+        yield
+    except ImportError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise CapabilityError(
+            f"{what} needs the package transformers, which cannot be imported here "
+            f"({' '.join(str(cause).split())}); install or repair it: pip install transformers"
+        ) from error
 
 
 def _everything(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

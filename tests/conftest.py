@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -12,10 +13,31 @@ from lightx2v_core.wan.config import WanConfig
 from lightx2v_core.wan.model import WanModel
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What did not run here, and why, in words of its own beside pytest's counts."""
+    skipped = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    )
+    reasons = [f"{count} x {reason}" for reason, count in skipped.items()]
+    if not torch.cuda.is_available():
+        reasons.append("tests/gpu: no CUDA card here")
+    terminalreporter.config.stash[NOT_RUN] = "not run here: " + ("; ".join(reasons) or "nothing")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if text := config.stash.get(NOT_RUN, ""):
+        print(text)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Tensors are small here, and threads that wait for each other on busy cores cost more."""
     torch.set_num_threads(1)
+
+
+NOT_RUN = pytest.StashKey[str]()
 
 
 def fill(module: nn.Module) -> nn.Module:

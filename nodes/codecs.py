@@ -1,0 +1,187 @@
+"""The core's VAE and text encoder as ComfyUI's VAE and CLIP. LATENT on the wire is the raw mean."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import comfy.hooks
+import comfy.model_management as mm
+import comfy.sd
+import comfy.utils
+import torch
+from torch import Tensor, nn
+
+from ..lightx2v_core.assemble import load_text_encoder, load_vae
+from ..lightx2v_core.errors import RequestError
+from ..lightx2v_core.memory.residency import Residency
+from ..lightx2v_core.text.clean import clean_prompt
+from ..lightx2v_core.text.tokenizer import EOS, MAX_TOKENS, PromptTokenizer
+from ..lightx2v_core.text.umt5 import TextEncoder
+from ..lightx2v_core.wan.vae import SPACE, TIME, Z_DIM, WanVae, denormalise, normalise
+from .patcher import ResidentPatcher
+
+log = logging.getLogger(__name__)
+
+TOKENS_KEY = "umt5xxl"  # the name native nodes know Wan's tokens by
+SMALL_ENCODER = 2**31  # bytes
+OFFICIAL_WIDTH = 96  # of the VAE whose memory ComfyUI's figures are for
+
+
+class VaeBorder(nn.Module):
+    """`first_stage_model`: raw mean outside, normalised latents inside. On a card whole or not."""
+
+    blocks = ()
+
+    def __init__(self, vae: WanVae) -> None:
+        super().__init__()
+        self.core = vae
+        self.engine = Residency(self)
+
+    def encode(self, pixels_BCFHW: Tensor, **_options: object) -> Tensor:
+        return denormalise(self.core.encode(pixels_BCFHW, _chunk_report()))
+
+    def decode(self, raw_BCTHW: Tensor, **_options: object) -> Tensor:
+        device = mm.intermediate_device()
+        return self.core.decode(normalise(raw_BCTHW), _chunk_report(), output_device=device)
+
+
+def _chunk_report() -> Callable[[int, int], None]:
+    """A progress bar over chunks that is also the interrupt check."""
+    bars: list[comfy.utils.ProgressBar] = []
+
+    def report(done: int, total: int) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        if not bars:
+            bars.append(comfy.utils.ProgressBar(total))
+        bars[0].update_absolute(done, total)
+
+    return report
+
+
+class HostVae(comfy.sd.VAE):
+    """The host's VAE around our module. Its __init__ is left out: it wants a file it knows."""
+
+    def __init__(self, vae: WanVae, dtype: torch.dtype) -> None:
+        self.first_stage_model = VaeBorder(vae).eval()
+        self.vae_dtype, self.working_dtypes = dtype, [dtype]
+        self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
+        self.latent_channels, self.latent_dim = Z_DIM, 3
+        self.output_channels, self.pad_channel_value = 3, 1.0
+        self.upscale_ratio = (lambda frames: max(0, frames * TIME - (TIME - 1)), SPACE, SPACE)
+        self.downscale_ratio = (
+            lambda frames: max(0, math.floor((frames + TIME - 1) / TIME)),
+            SPACE,
+            SPACE,
+        )
+        self.upscale_index_formula = self.downscale_index_formula = (TIME, SPACE, SPACE)
+        self.process_input = lambda image: image * 2.0 - 1.0
+        # In place: newer hosts ignore what this returns.
+        self.process_output = lambda image: image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
+        self.memory_used_encode = _memory(vae.config.encoder_dim, 1500, 6000, 1)
+        self.memory_used_decode = _memory(vae.config.decoder_dim, 2200, 7000, SPACE * SPACE)
+        self.crop_input, self.not_video, self.disable_offload = True, False, False
+        self.extra_1d_channel = self.size = None
+        self.audio_sample_rate = 44100
+        self.patcher = ResidentPatcher(
+            self.first_stage_model,
+            load_device=self.device,
+            offload_device=mm.vae_offload_device(),
+        )
+
+
+def _memory(width: int, short: int, long: int, area: int) -> Callable:
+    """The host's own figures for Wan's VAE (bytes a pixel by clip length), scaled by its width."""
+
+    def used(shape: Sequence[int], dtype: torch.dtype) -> float:
+        per_pixel = (short if shape[2] <= 4 else long) * max(width / OFFICIAL_WIDTH, 0.1)
+        return per_pixel * shape[3] * shape[4] * area * mm.dtype_size(dtype)
+
+    return used
+
+
+def load_host_vae(path: Path) -> HostVae:
+    dtype = mm.vae_dtype(mm.vae_device(), [torch.bfloat16, torch.float16, torch.float32])
+    return HostVae(load_vae(path, dtype), dtype)
+
+
+class TextStage(nn.Module):
+    """`cond_stage_model`. Everything of ours is here or in the tokenizer: the host's CLIP.clone()
+    returns a plain CLIP, so a subclass would lose its methods."""
+
+    blocks = ()
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.dtypes = {encoder.dtype}
+        self.engine = Residency(self)
+        self.warned = False
+
+    def reset_clip_options(self) -> None:
+        """Options of the host last for one prompt; none is kept."""
+
+    def set_clip_options(self, options: dict) -> None:
+        if options.get("layer") is not None and not self.warned:
+            self.warned = True
+            log.warning("stopping at another layer (CLIPSetLastLayer) has no effect on UMT5 here")
+
+    def encode_token_weights(self, tokens: dict) -> tuple[Tensor, None]:
+        """States BSE padded with zeros to 512, and no pooled output."""
+        ids = [token[0] for section in tokens[TOKENS_KEY] for token in section]
+        if any(not isinstance(token, int) for token in ids):
+            raise RequestError(
+                "the prompt holds an embedding (embedding:name); UMT5 has none: remove it"
+            )
+        if len(ids) > MAX_TOKENS:
+            log.warning("the prompt has %d tokens; the first %d are used", len(ids), MAX_TOKENS)
+            ids = [*ids[: MAX_TOKENS - 1], EOS]
+        ids_BS = torch.zeros((1, MAX_TOKENS), dtype=torch.int64)
+        ids_BS[0, : len(ids)] = torch.tensor(ids)
+        mask_BS = torch.zeros_like(ids_BS)
+        mask_BS[0, : len(ids)] = 1
+        states = self.encoder.encode_ids(ids_BS, mask_BS)
+        return states.to(mm.intermediate_device(), torch.float32), None
+
+
+class HostTokenizer:
+    """Prompts to tokens in the host's form. Text is cleaned and taken as it stands: no weights."""
+
+    def __init__(self, pieces: PromptTokenizer) -> None:
+        self.pieces = pieces
+
+    def tokenize_with_weights(
+        self, text: str, return_word_ids: bool = False, **_options: object
+    ) -> dict[str, list[list[tuple]]]:
+        ids = [*self.pieces.spell(clean_prompt(text)), EOS]
+        extra = (0,) if return_word_ids else ()
+        return {TOKENS_KEY: [[(token, 1.0, *extra) for token in ids]]}
+
+    def state_dict(self) -> dict:
+        return {}
+
+
+def load_host_clip(path: Path) -> comfy.sd.CLIP:
+    device = mm.text_encoder_device()
+    encoder = load_text_encoder(path, dtype=_text_dtype(device, path))
+    clip = comfy.sd.CLIP(no_init=True)
+    clip.cond_stage_model = TextStage(encoder)
+    clip.tokenizer = HostTokenizer(encoder.tokenizer)
+    clip.patcher = ResidentPatcher(
+        clip.cond_stage_model,
+        load_device=device,
+        offload_device=mm.text_encoder_offload_device(),
+    )
+    clip.patcher.is_clip = True
+    clip.patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram
+    clip.layer_idx, clip.apply_hooks_to_conds = None, None
+    clip.use_clip_schedule, clip.tokenizer_options = False, {}
+    return clip
+
+
+def _text_dtype(device: torch.device, path: Path) -> torch.dtype | None:
+    """The file's own; on a CPU float32, which is faster there, unless it would fill the memory."""
+    is_small = path.is_file() and path.stat().st_size < SMALL_ENCODER
+    return torch.float32 if mm.is_device_cpu(device) and is_small else None

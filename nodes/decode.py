@@ -1,0 +1,142 @@
+"""Latents to pictures, whatever the memory: no finished run is lost to the decoder."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import comfy.model_management as mm
+import comfy.utils
+import folder_paths
+import torch
+from comfy.sd import VAE
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..lightx2v_core.errors import CapabilityError
+from .checks import check_latent, check_vae
+from .progress import show_text
+from .schema import newer
+
+log = logging.getLogger(__name__)
+
+TILE = 256  # pixels a side
+OVERLAP = 64
+TILE_LATENT_FRAMES = 16
+OVERLAP_LATENT_FRAMES = 4
+
+
+class _NoRoomError(Exception):
+    """The host gave up on the whole clip and would go on in tiles."""
+
+
+class DecodeVideo(io.ComfyNode):
+    """Whole, then whole with everything else unloaded, then tiles, then tiles in time too."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LightX2VDecodeVideo",
+            display_name="Decode Video (LightX2V)",
+            category="LightX2V/latent",
+            description="Decodes a video latent. When memory is short it unloads other models "
+            "first and uses tiles last. If all fails the latent is saved and named.",
+            inputs=[
+                io.Latent.Input("latent"),
+                io.Vae.Input("vae", tooltip="wan_2.1_vae, from any loader."),
+            ],
+            outputs=[io.Image.Output(display_name="images", tooltip="The frames.")],
+            hidden=[io.Hidden.unique_id],
+            **newer(search_aliases=["lightx2v", "vae decode", "vae decode tiled"]),
+        )
+
+    @classmethod
+    def execute(cls, latent: dict, vae: VAE) -> io.NodeOutput:
+        samples = latent["samples"]
+        channels = getattr(vae, "latent_channels", samples.shape[1])
+        check_latent(samples, channels, "this VAE")
+        check_vae(vae, channels)
+        _check_finite(samples)
+        try:
+            frames = _decode(vae, samples, lambda text: show_text(text, cls.hidden.unique_id))
+        except mm.InterruptProcessingException:
+            raise
+        except Exception as error:
+            path = save_latent(samples)
+            raise _saved(error, path) from error
+        return io.NodeOutput(frames.flatten(0, 1) if frames.ndim == 5 else frames)
+
+
+def _check_finite(samples: Tensor) -> None:
+    if not torch.isfinite(samples).all():
+        raise CapabilityError(
+            "the latent holds NaN or infinity, so it would decode to black frames; the fault is "
+            "in sampling: choose attention 'sdpa' in LoadModel"
+        )
+
+
+def _decode(vae: VAE, samples: Tensor, say: Callable[[str], None]) -> Tensor:
+    tile, overlap = TILE, OVERLAP
+    in_time = {"tile_t": TILE_LATENT_FRAMES, "overlap_t": OVERLAP_LATENT_FRAMES}
+    cells = {"tile_x": tile // 8, "tile_y": tile // 8, "overlap": overlap // 8}
+    attempts: list[tuple[str, Callable[[], Tensor]]] = [
+        ("whole", lambda: _decode_whole(vae, samples)),
+        ("whole, with other models unloaded", lambda: _decode_alone(vae, samples)),
+        (f"tiles of {tile} pixels", lambda: vae.decode_tiled(samples, **cells)),
+        ("tiles, also in time", lambda: vae.decode_tiled(samples, **cells, **in_time)),
+    ]
+    for number, (how, attempt) in enumerate(attempts):
+        if number:
+            say(f"not enough memory; decoding again: {how}")
+        try:
+            return attempt()
+        except (_NoRoomError, mm.OOM_EXCEPTION):
+            if number == len(attempts) - 1:
+                raise
+        mm.soft_empty_cache()
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _decode_whole(vae: VAE, samples: Tensor) -> Tensor:
+    """`vae.decode` without its own quiet change to tiles."""
+
+    def no_tiles(*_args: object, **_kwargs: object) -> Tensor:
+        raise _NoRoomError("the whole clip does not fit")
+
+    strict = copy.copy(vae)
+    strict.decode_tiled_3d = strict.decode_tiled_ = strict.decode_tiled_1d = no_tiles
+    return strict.decode(samples)
+
+
+def _decode_alone(vae: VAE, samples: Tensor) -> Tensor:
+    mm.unload_all_models()
+    mm.soft_empty_cache()
+    return _decode_whole(vae, samples)
+
+
+def save_latent(samples: Tensor) -> Path:
+    """In the output folder, in the form that the native LoadLatent reads."""
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(
+        "latents/lightx2v", folder_paths.get_output_directory()
+    )
+    path = Path(os.path.join(folder, f"{name}_{counter:05}_.latent"))
+    tensors = {
+        "latent_tensor": samples.contiguous().cpu(),
+        "latent_format_version_0": torch.tensor([]),
+    }
+    comfy.utils.save_torch_file(tensors, str(path))
+    return path
+
+
+def _saved(error: Exception, path: Path) -> Exception:
+    """An error of the same kind as `error`, where the host must know it, that names the file."""
+    message = (
+        f"decoding failed ({error}); the latent of this run is saved as {path}: copy it into the "
+        "input folder and open it with LoadLatent, then decode a smaller size, fewer frames or on "
+        "the CPU (--cpu-vae)"
+    )
+    is_memory = isinstance(error, mm.OOM_EXCEPTION)
+    return type(error)(message) if is_memory else CapabilityError(message)

@@ -1,0 +1,141 @@
+"""One sampling path for every MODEL, ours or not: CFGGuider around the core's loop.
+
+Hooks, masks, previews and interrupts are the host's. The second expert takes over the unscaled
+float32 state of the first, so that two stages equal one bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+from torch import Generator, Tensor
+
+from ..lightx2v_core.datatypes import SamplerPlan, StepEvent
+from ..lightx2v_core.errors import RequestError
+from ..lightx2v_core.sampling.loop import make_noise, sample
+from .progress import step_callback
+
+log = logging.getLogger(__name__)
+
+Patcher = comfy.model_patcher.ModelPatcher
+Conditioning = list[list]
+
+PURE_NOISE = 0.999  # a list that starts at 999 means noise, not 0.9998 times noise
+EXPERTS = ("high noise", "low noise")
+
+
+def run_plan(
+    models: list[Patcher],
+    positive: Conditioning,
+    negative: Conditioning | None,
+    latent: dict,
+    plan: SamplerPlan,
+    seed: int,
+) -> Tensor:
+    """The latent (raw mean) that `plan` leads to. One model, or the high- and low-noise experts."""
+    samples = comfy.sample.fix_empty_latent_channels(models[0], latent["samples"])
+    rng = torch.Generator().manual_seed(seed)
+    noise = make_noise(tuple(samples.shape), rng)
+    if "batch_index" in latent:
+        noise = comfy.sample.prepare_noise(samples, seed, latent["batch_index"])
+    callback = step_callback(models[0], plan.steps)
+    state: list[Tensor] = []
+    result = samples
+    for expert, steps in plan.stages():
+        started = time.perf_counter()
+        guider = _make_guider(models[expert], positive, negative, plan.cfg)
+        result = guider.sample(
+            noise,
+            samples,
+            comfy.samplers.KSAMPLER(_make_stage(plan, steps, noise, rng, state)),
+            torch.tensor(plan.sigmas[steps.start : steps.stop + 1]),
+            denoise_mask=latent.get("noise_mask"),
+            callback=_count_from(steps.start, plan.steps, callback),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=seed,
+        )
+        name = EXPERTS[expert] if plan.experts else "one model"
+        log.info("%s: %d steps in %.1f s", name, len(steps), time.perf_counter() - started)
+    return result.to(mm.intermediate_device(), _intermediate_dtype())
+
+
+def check_flow(model: Patcher) -> None:
+    """Distilled sigmas mean nothing to a model that is no flow model."""
+    sampling = model.get_model_object("model_sampling")
+    if not isinstance(sampling, comfy.model_sampling.CONST):
+        raise RequestError(
+            f"{type(model.model).__name__} is not a flow-matching model, and this sampler is for "
+            "Wan; use KSampler, or load a Wan model"
+        )
+
+
+def _make_guider(
+    model: Patcher, positive: Conditioning, negative: Conditioning | None, cfg: float
+) -> comfy.samplers.CFGGuider:
+    guider = comfy.samplers.CFGGuider(model)
+    if negative is None:
+        guider.inner_set_conds({"positive": positive})
+    else:
+        guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    return guider
+
+
+def _make_stage(
+    plan: SamplerPlan, steps: range, noise: Tensor, rng: Generator, state: list[Tensor]
+) -> Callable:
+    """A sampler function for KSAMPLER that runs `steps`; takes over `state` and leaves its own."""
+
+    def follow(
+        model: Callable,
+        x: Tensor,
+        _sigmas: Tensor,
+        extra_args: dict | None = None,
+        callback: Callable | None = None,
+        disable: bool | None = None,
+    ) -> Tensor:
+        def denoise(x: Tensor, sigma: float, _step: int) -> Tensor:
+            denoised = model(x, x.new_full((x.shape[0],), sigma), **(extra_args or {}))
+            return (x - denoised) / sigma
+
+        def on_step(event: StepEvent) -> None:
+            if callback is not None:
+                callback(
+                    {
+                        "i": event.step - 1 - steps.start,
+                        "x": event.x_BCTHW,
+                        "denoised": event.denoised_BCTHW,
+                        "sigma": event.sigma,
+                        "sigma_hat": event.sigma,
+                    }
+                )
+
+        if state:
+            x = state.pop().to(x)
+        elif plan.sigmas[steps.start] > PURE_NOISE:
+            x = noise.to(x)
+        x = sample(denoise, x, plan, rng, on_step, steps)
+        state.append(x)
+        return x
+
+    return follow
+
+
+def _count_from(start: int, total: int, callback: Callable) -> Callable:
+    """Steps counted over all experts: one bar for the whole run."""
+    return lambda step, denoised, x, _total: callback(start + step, denoised, x, total)
+
+
+def _intermediate_dtype() -> torch.dtype:
+    """Newer hosts may want half precision on the wire."""
+    choose = getattr(mm, "intermediate_dtype", None)
+    return torch.float32 if choose is None else choose()

@@ -1,0 +1,58 @@
+"""What a file is, from its header alone."""
+
+from __future__ import annotations
+
+import json
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..lightx2v_core.checkpoint.detect import detect
+from ..lightx2v_core.checkpoint.source import open_checkpoint
+from .files import fingerprint, list_files, resolve
+from .progress import show_text
+from .schema import newer
+
+FOLDERS = ("diffusion_models", "text_encoders", "vae", "loras", "clip_vision", "checkpoints")
+SHOWN = ("family", "task", "expert", "size", "layout", "scheme", "release", "preset", "bytes")
+
+
+class Inspect(io.ComfyNode):
+    """Reads no weights: safe and quick on any file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        folders = [name for name in FOLDERS if name in folder_paths.folder_names_and_paths]
+        return io.Schema(
+            node_id="LightX2VInspect",
+            display_name="Inspect File (LightX2V)",
+            category="LightX2V/tools",
+            description="Says what a model file is: family, task, expert, number format, release, "
+            "and what to do with it.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=[
+                        f"{folder}/{name}" for folder in folders for name in list_files(folder)
+                    ],
+                    tooltip="Any file of ComfyUI's model folders. Only its header is read.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="report")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+            **newer(search_aliases=["lightx2v", "model info", "identify"]),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> str:
+        return fingerprint(*file.split("/", 1))
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        info = detect(open_checkpoint(resolve(*file.split("/", 1))))
+        facts = {key: value for key, value in info.as_json().items() if key in SHOWN}
+        advice = info.refusal or "It can be loaded with LoadModel."
+        report = f"{file}: {info.describe()}\n{advice}\n{json.dumps(facts)}"
+        show_text(report, cls.hidden.unique_id)
+        return io.NodeOutput(report, ui=ui.PreviewText(report))

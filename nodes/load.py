@@ -1,0 +1,139 @@
+"""Files from ComfyUI's model folders, and the shipped demo, as MODEL, CLIP and VAE."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..lightx2v_core.ops.attention import BACKENDS
+from .bridge import MEMORY_CHOICES, load_model
+from .codecs import load_host_clip, load_host_vae
+from .files import fingerprint, list_files, resolve
+from .progress import show_text
+from .schema import ADVANCED, newer
+
+MODELS, ENCODERS, VAES = "diffusion_models", "text_encoders", "vae"
+
+
+class LoadModel(io.ComfyNode):
+    """A Wan transformer by this pack's own core."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LightX2VLoadModel",
+            display_name="Load Wan Model (LightX2V)",
+            category="LightX2V/loaders",
+            description="Loads a Wan 2.1 or 2.2 transformer, distilled or not. What it is is read "
+            "from the file.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=list_files(MODELS),
+                    tooltip="From models/diffusion_models; lightx2v_demo/... comes with the pack.",
+                ),
+                io.Combo.Input(
+                    "quantisation",
+                    options=["keep"],
+                    default="keep",
+                    tooltip="keep: the number format of the file.",
+                    extra_dict=ADVANCED,
+                ),
+                io.Combo.Input(
+                    "attention",
+                    options=["auto", *BACKENDS],
+                    default="auto",
+                    tooltip="auto: what this ComfyUI was started with. A named one is used or "
+                    "refused with the reason.",
+                    extra_dict=ADVANCED,
+                ),
+                io.Combo.Input(
+                    "memory",
+                    options=list(MEMORY_CHOICES),
+                    default="auto",
+                    tooltip="ours: whole blocks stay on the card or stream. comfyui: ComfyUI's own "
+                    "way, also its Dynamic VRAM.",
+                    extra_dict=ADVANCED,
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                io.String.Output(
+                    display_name="summary", tooltip="What the file is and how it is run."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            **newer(search_aliases=["lightx2v", "wan loader", "distill", "unet loader"]),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_others: object) -> str:
+        return fingerprint(MODELS, file)
+
+    @classmethod
+    def execute(cls, file: str, quantisation: str, attention: str, memory: str) -> io.NodeOutput:
+        model, summary = load_model(resolve(MODELS, file), attention, memory)
+        show_text(summary, cls.hidden.unique_id)
+        return io.NodeOutput(model, summary)
+
+
+class LoadTextEncoder(io.ComfyNode):
+    """UMT5, for native CLIPTextEncode."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LightX2VLoadTextEncoder",
+            display_name="Load Text Encoder (LightX2V)",
+            category="LightX2V/loaders",
+            description="Loads the UMT5 text encoder of Wan. Prompts are cleaned, cut and padded "
+            "as in the official pipeline.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=list_files(ENCODERS),
+                    tooltip="umt5_xxl from models/text_encoders; its tokenizer is in the file or "
+                    "beside it.",
+                ),
+            ],
+            outputs=[io.Clip.Output(display_name="clip", tooltip="For CLIP Text Encode.")],
+            **newer(search_aliases=["lightx2v", "umt5", "t5", "clip loader"]),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> str:
+        return fingerprint(ENCODERS, file)
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        return io.NodeOutput(load_host_clip(resolve(ENCODERS, file)))
+
+
+class LoadVae(io.ComfyNode):
+    """Wan's VAE, for native VAE nodes too."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LightX2VLoadVae",
+            display_name="Load VAE (LightX2V)",
+            category="LightX2V/loaders",
+            description="Loads the Wan 2.1 VAE, which Wan 2.2 14B uses too. It works in causal "
+            "chunks and can be stopped between them.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=list_files(VAES),
+                    tooltip="wan_2.1_vae from models/vae. wan2.2_vae is only for the 5B model.",
+                ),
+            ],
+            outputs=[io.Vae.Output(display_name="vae")],
+            **newer(search_aliases=["lightx2v", "wan vae"]),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> str:
+        return fingerprint(VAES, file)
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        return io.NodeOutput(load_host_vae(resolve(VAES, file)))
