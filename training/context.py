@@ -1,0 +1,65 @@
+"""What every stage is given: sizes, folders, device, journal, and the clips it may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightx2v_core.wan.vae import WanVae
+
+from .files import VAE, find, read_vae
+from .progress import Journal
+from .sizes import Sizes
+from .world import Scenes, render
+
+if TYPE_CHECKING:
+    from .bank import Bank
+
+
+@dataclass(slots=True, eq=False)
+class Context:
+    """`source` is a folder with files of earlier stages; `out` is looked at first."""
+
+    sizes: Sizes
+    out: Path
+    source: Path | None
+    device: torch.device
+    seed: int
+    journal: Journal
+    cfg: float = 3.0  # guidance of the teacher
+    lr: float | None = None  # of the VAE; None is the recipe's own
+    compiles: bool | None = None  # the transformer's blocks; None until it was timed
+    bank: Bank | None = None
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the matmuls and convolutions of training compute in."""
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    def render(self, scenes: Scenes) -> Tensor:
+        """BCFHW in [-1, 1] float32."""
+        return render(scenes, self.sizes.side, self.sizes.side, self.sizes.frames)
+
+    def load_vae(self) -> WanVae:
+        """The VAE of an earlier stage, in the compute dtype."""
+        return read_vae(find(VAE, self.out, self.source)).to(self.device, self.dtype)
+
+    @torch.no_grad()
+    def encode(self, vae: WanVae, pixels_BCFHW: Tensor) -> Tensor:
+        """Normalised latents, some clips at a time, each as one chunk."""
+        step = self.sizes.chunk
+        latents = self.sizes.latent_shape[1]
+        parts = pixels_BCFHW.split(step)
+        return torch.cat([vae.encode(part, latents_per_chunk=latents) for part in parts])
+
+    @torch.no_grad()
+    def decode(self, vae: WanVae, latent_BCTHW: Tensor) -> Tensor:
+        """Pixels, some clips at a time, each as one chunk."""
+        latents = self.sizes.latent_shape[1]
+        parts = latent_BCTHW.split(self.sizes.chunk)
+        return torch.cat([vae.decode(part, latents_per_chunk=latents) for part in parts])
