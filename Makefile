@@ -9,7 +9,8 @@ RUN_READY = .venv/.run-ready
 DEV_READY = .venv/.dev-ready
 endif
 
-DEMO_PROMPT = a red circle moving right on a dark background
+DEMO_PROMPT = a large blue circle moving right on a dark background
+START_PROMPT = a red circle moving right on a dark background
 
 .PHONY: demo test check fix test-gpu
 
@@ -29,7 +30,7 @@ DEMO_PROMPT = a red circle moving right on a dark background
 demo: $(RUN_READY)
 	$(PYTHON) -m lightx2v_core generate --task t2v --model demo --prompt "$(DEMO_PROMPT)" \
 		--seed 1 --output out/demo_t2v.mp4 --contact-sheet out/demo_t2v.png
-	$(PYTHON) -m lightx2v_core generate --task i2v --model demo --prompt "$(DEMO_PROMPT)" \
+	$(PYTHON) -m lightx2v_core generate --task i2v --model demo --prompt "$(START_PROMPT)" \
 		--image lightx2v_core/demo/start.png \
 		--seed 1 --output out/demo_i2v.mp4 --contact-sheet out/demo_i2v.png
 
