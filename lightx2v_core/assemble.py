@@ -13,7 +13,7 @@ import torch
 
 from . import ops as default_ops
 from .checkpoint.detect import CheckpointInfo, detect
-from .checkpoint.layouts import official_names
+from .checkpoint.layouts import official_names, official_vae_names
 from .checkpoint.load import assign
 from .checkpoint.source import Checkpoint, open_checkpoint
 from .errors import CapabilityError, CheckpointError
@@ -106,9 +106,10 @@ def load_transformer(
 
 
 def load_vae(path: str | Path, dtype: torch.dtype = torch.float32) -> WanVae:
-    """The Wan 2.1 VAE (or a narrower one of its kind) from official or wrapped files."""
+    """The Wan 2.1 VAE (or a narrower one of its kind) in official or diffusers names."""
     checkpoint = open_checkpoint(path)
-    names = {name.removeprefix("vae."): name for name in checkpoint.headers}
+    with torch.device("meta"):
+        names = official_vae_names(checkpoint.headers, WanVae(VaeConfig()).state_dict())
     shapes = {name: checkpoint.headers[stored].shape for name, stored in names.items()}
     config = VaeConfig.from_shapes(shapes, checkpoint.name)
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Key names of one transformer in the layouts it is published in, turned into the official ones.
+"""Key names of transformers and VAEs in the layouts they are published in, and the official ones.
 
 Works on names alone; reads no file and knows no sizes.
 """
@@ -103,3 +103,53 @@ def official_names(names: Iterable[str]) -> tuple[str, dict[str, str]] | None:
     if DIFFUSERS_LANDMARK in plain:
         return "diffusers", {_rename(k, _FROM_DIFFUSERS) or k: v for k, v in plain.items()}
     return None
+
+
+# The VAE: official layer name, diffusers layer name.
+VAE_DIFFUSERS_LANDMARK = "decoder.mid_block.resnets.0.norm1.gamma"
+VAE_OUTER = {
+    "encoder.conv1": "encoder.conv_in",
+    "encoder.head.0": "encoder.norm_out",
+    "encoder.head.2": "encoder.conv_out",
+    "decoder.conv1": "decoder.conv_in",
+    "decoder.head.0": "decoder.norm_out",
+    "decoder.head.2": "decoder.conv_out",
+    "conv1": "quant_conv",
+    "conv2": "post_quant_conv",
+}
+VAE_MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
+VAE_INNER = {
+    "residual.0": "norm1",
+    "residual.2": "conv1",
+    "residual.3": "norm2",
+    "residual.6": "conv2",
+    "shortcut": "conv_shortcut",
+}
+
+
+def vae_to_diffusers(name: str) -> str:
+    """The diffusers name of an official VAE tensor name."""
+    layer, leaf = name.rsplit(".", 1)
+    if layer in VAE_OUTER:
+        return f"{VAE_OUTER[layer]}.{leaf}"
+    half, group, index, inner = layer.split(".", 3)
+    inner = VAE_INNER.get(inner, inner)
+    if group == "middle":
+        return f"{half}.mid_block.{VAE_MIDDLE[index]}.{inner}.{leaf}"
+    if group == "downsamples":
+        return f"{half}.down_blocks.{index}.{inner}.{leaf}"
+    level, place = divmod(int(index), 4)
+    place_name = f"resnets.{place}" if place < 3 else "upsamplers.0"
+    return f"{half}.up_blocks.{level}.{place_name}.{inner}.{leaf}"
+
+
+def official_vae_names(names: Iterable[str], official: Iterable[str]) -> dict[str, str]:
+    """Official name -> name in the file. `official` are all names a Wan 2.1 VAE has.
+
+    Names without a translation keep their own, so that strict loading sees them.
+    """
+    stored = {name.removeprefix("vae."): name for name in names}
+    if VAE_DIFFUSERS_LANDMARK not in stored:
+        return stored
+    back = {vae_to_diffusers(name): name for name in official}
+    return {back.get(name, name): value for name, value in stored.items()}

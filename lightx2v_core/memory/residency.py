@@ -141,11 +141,10 @@ class Residency:
             slot.put(self._homes.pop(slot))
 
     def describe(self) -> str:
-        """One line: resident 22/40 blocks, 7.4 GB on cuda:0."""
-        return (
-            f"resident {self.resident}/{len(self._blocks)} blocks, "
-            f"{self.loaded_bytes / 1e9:.2f} of {self.total_bytes / 1e9:.2f} GB on {self.device}"
-        )
+        """One line: resident 22/40 blocks, 7.40 of 12.80 GB on cuda:0."""
+        blocks = f"resident {self.resident}/{len(self._blocks)} blocks, " if self._blocks else ""
+        sizes = f"{self.loaded_bytes / 1e9:.2f} of {self.total_bytes / 1e9:.2f} GB"
+        return f"{blocks}{sizes} on {self.device}"
 
 
 @contextmanager

@@ -7,7 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lightx2v_core.assemble import find_parts
+from lightx2v_core.media import read_image
 from lightx2v_core.memory.residency import Residency
+from lightx2v_core.pipeline import GenerateRequest, Pipeline
+from lightx2v_core.presets import DEMO_FOLDER
 from lightx2v_core.wan.config import WanConfig
 from lightx2v_core.wan.model import WanModel
 from lightx2v_core.wan.vae import VaeConfig, WanVae
@@ -17,6 +21,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card"),
 ]
+START = DEMO_FOLDER / "start.png"
 DEEP = replace(VARIANTS["i2v"], num_layers=6)
 
 
@@ -100,3 +105,19 @@ def test_the_vae_on_the_card_equals_the_cpu():
 
     assert relative_error(card.encode(pixels.cuda()).cpu(), latent) < 1e-4
     assert relative_error(card.decode(latent.cuda()).cpu(), frames) < 1e-4
+
+
+@pytest.mark.parametrize("vram_bytes", [None, 0])
+def test_the_demo_makes_nearly_the_same_video_on_the_card_as_on_the_cpu(vram_bytes):
+    """bfloat16 against float32; with a budget of nothing every block streams."""
+    parts = find_parts("demo", "i2v")
+    request = GenerateRequest("a red circle moving right", image=read_image(START), seed=1)
+    expected = Pipeline(parts, torch.device("cpu")).generate(request).frames.float()
+
+    pipeline = Pipeline(parts, torch.device("cuda"), vram_bytes=vram_bytes)
+    actual = pipeline.generate(request)
+
+    difference = (actual.frames.float() - expected).abs().mean()
+    assert difference < 3, f"mean difference {difference:.2f} of 255 levels"
+    assert actual.peak_bytes > 0
+    assert all(p.device.type == "cpu" for e in pipeline.experts for p in e.model.parameters())

@@ -10,45 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightx2v_core.checkpoint.layouts import vae_to_diffusers
 from lightx2v_core.wan.vae import LATENT_MEAN, LATENT_STD, VaeConfig, WanVae, denormalise
 
 diffusers = pytest.importorskip("diffusers")
 
 FLOAT32_PARITY = 1e-5  # the same float32 mathematics in another order of operations
-
-OUTER = {
-    "encoder.conv1": "encoder.conv_in",
-    "encoder.head.0": "encoder.norm_out",
-    "encoder.head.2": "encoder.conv_out",
-    "decoder.conv1": "decoder.conv_in",
-    "decoder.head.0": "decoder.norm_out",
-    "decoder.head.2": "decoder.conv_out",
-    "conv1": "quant_conv",
-    "conv2": "post_quant_conv",
-}
-MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
-INNER = {
-    "residual.0": "norm1",
-    "residual.2": "conv1",
-    "residual.3": "norm2",
-    "residual.6": "conv2",
-    "shortcut": "conv_shortcut",
-}
-
-
-def diffusers_name(official: str) -> str:
-    layer, leaf = official.rsplit(".", 1)
-    if layer in OUTER:
-        return f"{OUTER[layer]}.{leaf}"
-    half, group, index, inner = layer.split(".", 3)
-    inner = INNER.get(inner, inner)
-    if group == "middle":
-        return f"{half}.mid_block.{MIDDLE[index]}.{inner}.{leaf}"
-    if group == "downsamples":
-        return f"{half}.down_blocks.{index}.{inner}.{leaf}"
-    level, place = divmod(int(index), 4)
-    place_name = f"resnets.{place}" if place < 3 else "upsamplers.0"
-    return f"{half}.up_blocks.{level}.{place_name}.{inner}.{leaf}"
 
 
 def weights_for(vae: WanVae) -> dict[str, Tensor]:
@@ -86,7 +53,7 @@ def pair() -> tuple[WanVae, torch.nn.Module]:
     weights = weights_for(ours)
     ours.load_state_dict(weights)
     theirs = diffusers.AutoencoderKLWan(base_dim=8, decoder_base_dim=12).requires_grad_(False)
-    theirs.load_state_dict({diffusers_name(name): value for name, value in weights.items()})
+    theirs.load_state_dict({vae_to_diffusers(name): value for name, value in weights.items()})
     return ours, theirs
 
 
@@ -138,7 +105,7 @@ def test_the_official_file_loads_by_its_own_194_names_and_shapes() -> None:
         ours = WanVae(VaeConfig()).state_dict()
         theirs = diffusers.AutoencoderKLWan().state_dict()
 
-    shapes = {diffusers_name(name): tensor.shape for name, tensor in ours.items()}
+    shapes = {vae_to_diffusers(name): tensor.shape for name, tensor in ours.items()}
 
     assert len(ours) == 194
     assert shapes == {name: tensor.shape for name, tensor in theirs.items()}

@@ -10,17 +10,24 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lightx2v_core.assemble import find_parts
+from lightx2v_core import assemble
+from lightx2v_core.assemble import find_parts, load_text_encoder, load_vae
+from lightx2v_core.checkpoint.layouts import vae_to_diffusers
 from lightx2v_core.cli import main
 from lightx2v_core.datatypes import VideoSize
-from lightx2v_core.errors import CheckpointError, RequestError
+from lightx2v_core.errors import CapabilityError, CheckpointError, RequestError
 from lightx2v_core.media import contact_sheet, read_metadata
 from lightx2v_core.pipeline import GenerateRequest, Pipeline
 from lightx2v_core.presets import Overrides
 from lightx2v_core.wan.model import WanModel
 from lightx2v_core.wan.vae import VaeConfig, WanVae
 from tests.conftest import VARIANTS, fill, tiny_model
-from tests.unit.text.samples import official_tensors, spiece_tensor
+from tests.unit.text.samples import (
+    hugging_face_tensors,
+    official_tensors,
+    spiece_model,
+    spiece_tensor,
+)
 
 SIZE = VideoSize(32, 16, 5)
 CPU = torch.device("cpu")
@@ -178,6 +185,57 @@ def test_a_clip_model_gets_its_features_only_where_it_has_the_branch(models, tmp
     result = Pipeline(parts, CPU).generate(request(image=torch.zeros(3, 16, 32)))
 
     assert result.frames.shape == (5, 16, 32, 3)
+
+
+def test_a_vae_in_diffusers_names_is_the_same_vae(models, tmp_path):
+    official = load_vae(models / "wan_2.1_vae.safetensors")
+    renamed = {vae_to_diffusers(k): v for k, v in official.state_dict().items()}
+    folder = write(tmp_path / "vae/diffusion_pytorch_model.safetensors", renamed).parent
+
+    loaded = load_vae(folder)
+
+    assert all(torch.equal(v, official.state_dict()[k]) for k, v in loaded.state_dict().items())
+
+
+def test_a_hugging_face_folder_of_shards_is_a_text_encoder(models, tmp_path):
+    tensors = hugging_face_tensors(dim=64)
+    names = sorted(tensors)
+    weight_map = {}
+    for part in range(2):
+        file = f"model-{part + 1:05}-of-00002.safetensors"
+        write(tmp_path / "text_encoder" / file, {k: tensors[k] for k in names[part::2]})
+        weight_map |= dict.fromkeys(names[part::2], file)
+    index = tmp_path / "text_encoder/model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer/spiece.model").write_bytes(spiece_model())
+
+    from_folder = load_text_encoder(tmp_path / "text_encoder").encode(["a red fox"])
+    from_file = load_text_encoder(models / "umt5_xxl_fp16.safetensors").encode(["a red fox"])
+
+    assert torch.equal(from_folder, from_file)
+
+
+def test_a_text_encoder_without_its_tokenizer_is_refused(tmp_path):
+    file = write(tmp_path / "alone/umt5.safetensors", official_tensors(dim=64))
+
+    with pytest.raises(CheckpointError, match=r"no UMT5 tokenizer for umt5\.safetensors"):
+        load_text_encoder(file)
+
+
+def test_a_transformer_given_as_text_encoder_is_named(models):
+    with pytest.raises(CheckpointError, match="is a Wan transformer, not a UMT5 text encoder"):
+        load_text_encoder(next((models / "t2v").glob("*.safetensors")))
+
+
+def test_a_broken_transformers_package_is_a_sentence_with_its_cause(models, monkeypatch):
+    def broken(*_arguments: object) -> None:
+        raise ModuleNotFoundError("no module") from RuntimeError("TorchAudio of another PyTorch")
+
+    monkeypatch.setattr(assemble, "build_text_encoder", broken)
+
+    with pytest.raises(CapabilityError, match=r"transformers, .* \(TorchAudio of another PyTorch"):
+        load_text_encoder(models / "umt5_xxl_fp16.safetensors")
 
 
 def test_a_missing_part_says_where_it_was_searched_and_how_to_name_it(tmp_path):
