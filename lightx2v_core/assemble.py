@@ -15,6 +15,7 @@ from . import ops as default_ops
 from .checkpoint.detect import CheckpointInfo, detect
 from .checkpoint.layouts import official_names, official_vae_names
 from .checkpoint.load import assign
+from .checkpoint.quantised import Codes, read_codes
 from .checkpoint.source import Checkpoint, open_checkpoint
 from .errors import CapabilityError, CheckpointError
 from .memory.residency import Residency
@@ -88,11 +89,11 @@ def load_transformer(
     info = detect(checkpoint)
     if info.refusal or info.config is None:
         raise CheckpointError(info.refusal or f"{checkpoint.name} is not a Wan transformer")
-    select_linear(info.scheme)
     with torch.device("meta"):
         model = WanModel(info.config, ops)
-    _, names = official_names(checkpoint.headers) or ("", {})
-    assign(model, checkpoint.tensors(names), checkpoint.name, "Wan transformer", dtype)
+    names, codes = _quantised_names(checkpoint)
+    swap_linears(model, info.scheme, codes, checkpoint.name)
+    assign(model, checkpoint.tensors(names), checkpoint.name, "Wan transformer", dtype, codes)
     model.compute_dtype = dtype
     residency = Residency(model)
     model.run_block = residency.run_block
@@ -103,6 +104,35 @@ def load_transformer(
     )
     log.info("%s, %.1f s", summary, time.perf_counter() - started)
     return LoadedTransformer(model, info, residency, summary)
+
+
+def _quantised_names(checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, Codes]]:
+    _, names = official_names(checkpoint.headers) or ("", {})
+
+    def read(stored: str) -> torch.Tensor:
+        return checkpoint.tensors({stored: stored})[stored]
+
+    source = checkpoint.name
+    return read_codes(names, checkpoint.headers, source, checkpoint.metadata, read)
+
+
+def swap_linears(model: WanModel, scheme: str, codes: dict[str, Codes], source: str) -> None:
+    """Put the scheme's linear class, still empty, where `codes` says weights are quantised."""
+    linear_class = select_linear(scheme)
+    for name, code in codes.items():
+        try:
+            plain = model.get_submodule(name)
+        except AttributeError:
+            continue  # strict loading names it
+        if not isinstance(plain, torch.nn.Linear):
+            raise CheckpointError(
+                f"{source}: {name} is quantised and is no linear; this version reads files that "
+                "quantise the linears only"
+            )
+        shape = (plain.in_features, plain.out_features)
+        with torch.device("meta"):
+            empty = linear_class(*shape, code.dtype, code.scale_shape, plain.bias is not None)
+        model.set_submodule(name, empty)
 
 
 def load_vae(path: str | Path, dtype: torch.dtype = torch.float32) -> WanVae:

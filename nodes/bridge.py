@@ -21,7 +21,10 @@ from torch import Tensor
 
 from ..lightx2v_core import ops as core_ops
 from ..lightx2v_core.assemble import LoadedTransformer, load_transformer
+from ..lightx2v_core.checkpoint.detect import detect
+from ..lightx2v_core.checkpoint.source import open_checkpoint
 from ..lightx2v_core.errors import CapabilityError
+from ..lightx2v_core.quant.schemes import PLAIN
 from ..lightx2v_core.wan.config import PATCH, TEXT_LEN, WanConfig
 from ..lightx2v_core.wan.model import BlockInputs, WanBlock, WanModel
 from .checks import check_start_image, check_text_width
@@ -221,7 +224,8 @@ def load_model(
 ) -> tuple[comfy.model_patcher.ModelPatcher, str]:
     """A MODEL and one line about it. `attention` "auto" is whatever this ComfyUI runs with."""
     device = mm.get_torch_device()
-    memory, why = _select_memory(memory)
+    scheme = detect(open_checkpoint(path)).scheme
+    memory, why = _select_memory(memory, scheme)
     loaded = load_transformer(
         path,
         dtype=_compute_dtype(device),
@@ -250,8 +254,17 @@ def _stock_patcher(disable_dynamic: bool) -> type[comfy.model_patcher.ModelPatch
     return stock if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", stock)
 
 
-def _select_memory(choice: str) -> tuple[str, str]:
+def _select_memory(choice: str, scheme: str) -> tuple[str, str]:
     mismatch = host_mismatch()
+    if scheme not in PLAIN:
+        if choice == "comfyui" or mismatch:
+            asked = "memory 'comfyui' was asked for"
+            why = f"memory 'ours' does not fit this ComfyUI: {mismatch}" if mismatch else asked
+            raise CapabilityError(
+                f"{why}; a file quantised as {scheme} runs through memory 'ours' alone: "
+                "use that, or a bf16, fp16 or fp32 file"
+            )
+        return "ours", ""
     if choice == "auto":
         return ("comfyui", f" ({mismatch})") if mismatch else ("ours", "")
     if choice == "ours" and mismatch:

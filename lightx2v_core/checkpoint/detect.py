@@ -268,6 +268,6 @@ def _refusal(
     if scheme not in LINEARS:
         return (
             f"{name} is quantised as {scheme}, which this version does not load; "
-            "use the bf16, fp16 or fp32 file of the same release"
+            f"use a file of the same release in {', '.join(LINEARS)}"
         )
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,23 @@ def assign(
     source: str,
     what: str,
     dtype: torch.dtype | None = None,
+    quantised: Container[str] = (),
 ) -> None:
     """Fill `model` (built on ``meta``) with `tensors`, all of them, each in its place.
 
     Tensors of two or more axes take `dtype` (None keeps the file's); one-axis tensors and
     modulation keep the file's dtype, since layers cast at use. A tensor that already has its dtype
-    stays the memory-mapped one. Raises CheckpointError that names what is missing or too many;
+    stays the memory-mapped one. Modules named in `quantised` keep their codes, with float32 scales.
+    Raises CheckpointError that names what is missing or too many;
     `what` is the kind of model, for the message.
     """
-    cast = {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}
+    cast = {}
+    for name, tensor in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        if module in quantised and leaf in ("weight", "weight_scale"):
+            cast[name] = tensor.float() if leaf == "weight_scale" else tensor
+        else:
+            cast[name] = _cast(name, tensor, dtype)
     place(model, cast, source, what)
 
 

@@ -9,8 +9,18 @@ from torch import nn
 
 from ..errors import CapabilityError
 from ..ops import Linear
+from .linear import QuantisedLinear
 
-LINEARS: dict[str, type[nn.Module]] = {"fp32": Linear, "fp16": Linear, "bf16": Linear}
+PLAIN = ("fp32", "fp16", "bf16")
+LINEARS: dict[str, type[nn.Module]] = {
+    **dict.fromkeys(PLAIN, Linear),
+    "fp8-row": QuantisedLinear,  # LightX2V: e4m3 codes, a scale for each output row
+    "fp8-tensor": QuantisedLinear,  # ComfyUI and Kijai: one scale for each tensor
+    "fp8-cast": QuantisedLinear,  # e4m3 without scales
+    "fp8-e5m2": QuantisedLinear,
+    "int8-row": QuantisedLinear,
+    "int8-tensor": QuantisedLinear,
+}
 
 
 def select_linear(scheme: str) -> type[nn.Module]:

@@ -9,7 +9,7 @@ import weakref
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from inside import WORK, check, gc, main, pack, sentence
+from inside import WORK, check, gc, main, pack, relative, sentence
 
 import comfy.lora
 import comfy.model_management as mm
@@ -77,6 +77,33 @@ def lora_strength_zero_is_bit_identical_to_no_lora() -> None:
 
 def lora_keys(model: object) -> dict:
     return comfy.lora.model_lora_keys_unet(model.model, {})
+
+
+@check
+def a_native_lora_on_fp8_weights_adds_what_it_adds_to_the_weights_they_stand_for() -> str:
+    fp8, meant = ours("t2v_fp8"), ours("t2v_fp8_meant")
+    before = ksampler(fp8)
+    error = close(ksampler(with_lora(fp8)), ksampler(with_lora(meant)))
+    assert relative(ksampler(with_lora(fp8)), before) > 1e-2, "the LoRA changed nothing"
+    assert torch.equal(ksampler(fp8), before)
+    return error
+
+
+@check
+def an_fp8_file_in_comfyuis_form_is_read_as_comfyui_reads_it() -> str:
+    import nodes as host_nodes
+
+    theirs = host_nodes.UNETLoader().load_unet("native_fp8.safetensors", "default")[0]
+    cond = [[torch.randn(1, 512, 4096, generator=torch.Generator().manual_seed(8)), {}]]
+    mine = ksampler(ours("native_fp8"), cond)
+    exact = close(mine, ksampler(ours("native_fp8_meant"), cond))
+    return f"{exact}; ComfyUI {close(ksampler(theirs, cond), mine, 0.02)}"
+
+
+@check
+def memory_comfyui_is_refused_for_a_quantised_file() -> None:
+    told = sentence(lambda: ours("t2v_fp8", memory="comfyui"))
+    assert "quantised as fp8-tensor runs through memory 'ours' alone" in told, told
 
 
 @check

@@ -42,6 +42,26 @@ write(
     {k: v.to(torch.bfloat16) for k, v in FILES["t2v"].items()},
 )
 
+
+def quantised(weights: dict[str, torch.Tensor], scale_name: str) -> tuple[dict, dict]:
+    """fp8 with a scale for each tensor, and the weights that it stands for."""
+    codes, meant = dict(weights), dict(weights)
+    for key, weight in weights.items():
+        if key.startswith("blocks.") and weight.ndim == 2:
+            scale = weight.abs().amax() / 448.0
+            codes[key] = (weight / scale).to(torch.float8_e4m3fn)
+            codes[key.removesuffix("weight") + scale_name] = scale
+            meant[key] = codes[key].float() * scale
+    return codes, meant
+
+
+for name, scale_name in (("t2v", "weight_scale"), ("native", "scale_weight")):
+    codes, meant = quantised(FILES[name], scale_name)
+    if scale_name == "scale_weight":
+        codes["scaled_fp8"] = torch.zeros(2).to(torch.float8_e4m3fn)
+    write(WORK / f"models/diffusion_models/{name}_fp8.safetensors", codes)
+    write(WORK / f"models/diffusion_models/{name}_fp8_meant.safetensors", meant)
+
 AUTO = {"schedule": "auto"}
 BY_SPLIT = {"split": "auto"}
 noise_free = torch.zeros(1, 16, 3, 8, 8)

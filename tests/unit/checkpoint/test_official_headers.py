@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightx2v_core.assemble import swap_linears
 from lightx2v_core.checkpoint.detect import detect
 from lightx2v_core.checkpoint.headers import TensorHeader
-from lightx2v_core.checkpoint.layouts import to_diffusers
+from lightx2v_core.checkpoint.layouts import official_names, to_diffusers
 from lightx2v_core.checkpoint.load import assign
+from lightx2v_core.checkpoint.quantised import CODE_DTYPES, read_codes
 from lightx2v_core.checkpoint.source import Checkpoint
 from lightx2v_core.errors import CheckpointError
 from lightx2v_core.wan.model import WanModel
@@ -135,29 +137,70 @@ def test_a_family_that_is_not_run_is_refused_by_name(extra, words):
     assert words in detect(checkpoint).refusal
 
 
-@pytest.mark.parametrize(
-    ("dtype", "scale", "scheme"),
-    [
-        ("F8_E4M3", {"weight_scale": (13824, 1)}, "fp8-row"),
-        ("F8_E4M3", {"scale_weight": ()}, "fp8-tensor"),
-        ("F8_E4M3", {}, "fp8-cast"),
-        ("F8_E5M2", {}, "fp8-e5m2"),
-        ("I8", {"weight_scale": (13824, 1)}, "int8-row"),
-    ],
-)
-def test_a_quantised_file_is_named_and_refused(dtype, scale, scheme):
+def quantise_header(checkpoint: Checkpoint, dtype: str, scales: dict[str, tuple]) -> int:
+    """Turns the block linears of a header into codes with scales; returns how many there are."""
+    linears = [
+        key
+        for key, header in checkpoint.headers.items()
+        if key.startswith("blocks.") and key.endswith("weight") and len(header.shape) == 2
+    ]
+    for key in linears:
+        rows, stem = checkpoint.headers[key].shape[0], key.removesuffix("weight")
+        checkpoint.headers[key] = TensorHeader(checkpoint.headers[key].shape, dtype)
+        for leaf, shape in scales.items():
+            shape = tuple(rows if size == "rows" else size for size in shape)
+            checkpoint.headers[stem + leaf] = TensorHeader(shape, "F32")
+    return len(linears)
+
+
+# scheme: (dtype of the codes, scales of each linear, other tensors of the file)
+QUANTISED = {
+    "fp8-row": ("F8_E4M3", {"weight_scale": ("rows", 1)}, {}),
+    "fp8-tensor": ("F8_E4M3", {"scale_weight": (), "scale_input": ()}, {"scaled_fp8": (2,)}),
+    "fp8-cast": ("F8_E4M3", {}, {}),
+    "fp8-e5m2": ("F8_E5M2", {}, {}),
+    "int8-row": ("I8", {"weight_scale": ("rows", 1)}, {}),
+}
+
+
+@pytest.mark.parametrize("scheme", QUANTISED)
+@pytest.mark.parametrize(("name", "linears"), [("wan2.1_t2v_14b", 400), ("wan2.1_i2v_14b", 480)])
+def test_a_quantised_header_is_told_and_fills_its_model_strictly(name, linears, scheme):
+    dtype, scales, others = QUANTISED[scheme]
+    checkpoint = as_checkpoint(name)
+    count = quantise_header(checkpoint, dtype, scales)
+    checkpoint.headers.update({k: TensorHeader(v, "F8_E4M3") for k, v in others.items()})
+    info = detect(checkpoint)
+    _, names = official_names(checkpoint.headers)
+    kept, codes = read_codes(names, checkpoint.headers, name, {}, read=None)
+    with torch.device("meta"):
+        model = WanModel(info.config)
+        tensors = {k: empty(checkpoint.headers[v]) for k, v in kept.items()}
+
+    swap_linears(model, info.scheme, codes, name)
+    assign(model, tensors, name, "Wan transformer", torch.bfloat16, codes)
+
+    assert (info.scheme, info.refusal) == (scheme, None)
+    assert count == linears == len(codes)
+    weight = model.blocks[3].ffn[0].weight
+    assert weight.dtype == {"F8": torch.float8_e4m3fn, "I8": torch.int8}.get(dtype[:2]) or (
+        dtype == "F8_E5M2" and weight.dtype == torch.float8_e5m2
+    )
+
+
+def empty(header: TensorHeader) -> torch.Tensor:
+    dtypes = {"BF16": torch.bfloat16, "F32": torch.float32, **CODE_DTYPES}
+    return torch.empty(header.shape, dtype=dtypes[header.dtype])
+
+
+def test_nvfp4_is_named_and_refused():
     checkpoint = as_checkpoint("wan2.1_t2v_14b")
-    headers = checkpoint.headers
-    for key, header in list(headers.items()):
-        if key.startswith("blocks.") and key.endswith("weight") and len(header.shape) == 2:
-            headers[key] = TensorHeader(header.shape, dtype)
-            stem = key.removesuffix("weight")
-            headers.update({stem + leaf: TensorHeader(s, "F32") for leaf, s in scale.items()})
+    quantise_header(checkpoint, "U8", {"weight_scale": ("rows", 4)})
 
     info = detect(checkpoint)
 
-    assert info.scheme == scheme
-    assert f"quantised as {scheme}" in info.refusal
+    assert info.scheme == "nvfp4"
+    assert "quantised as nvfp4, which this version does not load" in info.refusal
 
 
 @pytest.mark.parametrize(
