@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, preview
+from ..quant.formats import DESCRIPTION, MARKER, UNUSED, check_description, check_format
 from .headers import TensorHeader
 
 CODE_DTYPES = {
@@ -21,12 +22,6 @@ CODE_DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
     "I8": torch.int8,
 }
-# Formats of ComfyUI's own descriptions whose codes are the ones above.
-COMFY_FORMATS = {"float8_e4m3fn", "float8_e5m2", "int8_tensorwise"}
-MARKER = "scaled_fp8"
-# Scales of activations and how to multiply: no use where weights are dequantised.
-UNUSED = (".scale_input", ".input_scale")
-DESCRIPTION = ".comfy_quant"
 METADATA_KEY = "_quantization_metadata"
 
 
@@ -57,7 +52,7 @@ def read_codes(
         if name == MARKER or name.endswith(UNUSED):
             continue
         if name.endswith(DESCRIPTION):
-            _check_description(read(stored), name, source)
+            check_description(read(stored), name, source)
             continue
         wanted = name.removesuffix(".scale_weight") + ".weight_scale"
         wanted = wanted if name.endswith(".scale_weight") else name
@@ -108,20 +103,6 @@ def _check_scales(kept: Mapping[str, str], codes: Mapping[str, Codes], source: s
         )
 
 
-def _check_description(tensor: Tensor, name: str, source: str) -> None:
-    try:
-        described = json.loads(bytes(tensor.to(torch.uint8).flatten().tolist()))
-        found = str(described["format"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{source}: {name} is not a description ({error})") from error
-    _check_format(found, source)
-    if extra := described.keys() & {"convrot", "convrot_groupsize", "pre_quant_scale"}:
-        raise CheckpointError(
-            f"{source} uses {preview(extra)}, which this version does not read; "
-            "use the fp8 or bf16 file of the same model"
-        )
-
-
 def _check_metadata(metadata: Mapping[str, str], source: str) -> None:
     if METADATA_KEY not in metadata:
         return
@@ -131,12 +112,4 @@ def _check_metadata(metadata: Mapping[str, str], source: str) -> None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source}: its {METADATA_KEY} is not readable: {error}") from error
     for name in sorted(found):
-        _check_format(name, source)
-
-
-def _check_format(found: str, source: str) -> None:
-    if found not in COMFY_FORMATS:
-        raise CheckpointError(
-            f"{source} is quantised as {found}, which this version does not read; "
-            "use the fp8 or bf16 file of the same model"
-        )
+        check_format(name, source)

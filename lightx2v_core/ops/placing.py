@@ -12,25 +12,6 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, preview
 
 
-def refuse_quantised(
-    tensors: Mapping[str, Tensor], source: str, what: str, marked: bool = False
-) -> None:
-    """Quantised encoder files are known, named and not read. `marked`: the file says it is fp8."""
-    dtypes = {str(t.dtype) for name, t in tensors.items() if name.endswith("weight")}
-    if marked or any(dtype.startswith("torch.float8") for dtype in dtypes):
-        scheme = "an fp8"
-    elif "torch.int8" in dtypes:
-        scheme = "an int8"
-    elif "torch.uint8" in dtypes:
-        scheme = "a 4-bit"
-    else:
-        return
-    raise CheckpointError(
-        f"{source} is {scheme} {what}; this version reads bf16, fp16 and fp32, "
-        "give the file in one of these"
-    )
-
-
 def place(module: nn.Module, tensors: Mapping[str, Tensor], source: str, what: str) -> None:
     """Assign without copying. `tensors` carry the module's own names, shapes are compared."""
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, preview
-from ..ops.placing import place, refuse_quantised
+from ..ops.placing import place
+from ..quant.dequantise import dequantised
 from .clean import clean_prompt
 from .tokenizer import EOS, PAD, SPIECE_MODEL, PromptTokenizer, embedded_tokenizer
 
@@ -154,7 +155,7 @@ def build_text_encoder(
 
     No tokenizer means the one the tensors embed; no dtype means that of the file's linears.
     """
-    weights = _transformers_weights(tensors, source)
+    weights = _transformers_weights(tensors, source, dtype or torch.bfloat16)
     if tokenizer is None:
         tokenizer = embedded_tokenizer(tensors, source)
     config = _make_config(weights, source)
@@ -172,19 +173,27 @@ def build_text_encoder(
 
 def check_text_encoder(tensors: Mapping[str, Tensor], source: str) -> None:
     """Raise CheckpointError for a file of another kind, before a tokenizer is looked for."""
-    _transformers_weights(tensors, source)
+    _detect_layout(tensors, source)
 
 
-def _transformers_weights(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The tensors of the encoder by their names in transformers; what is unknown keeps its own."""
+def _transformers_weights(
+    tensors: Mapping[str, Tensor], source: str, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The tensors of the encoder by their names in transformers; what is unknown keeps its own.
+
+    Quantised weights become plain ones in `dtype`.
+    """
     prefix, is_official = _detect_layout(tensors, source)
-    weights: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        # With a prefix the file holds other models too, which are not ours to judge.
-        if name.startswith(prefix) and name.rpartition(".")[2] not in NOT_WEIGHTS:
-            name = name.removeprefix(prefix)
-            weights[_transformers_name(name) if is_official else name] = tensor
-    refuse_quantised(weights, source, WHAT, marked="scaled_fp8" in tensors)
+    # With a prefix the file holds other models too, which are not ours to judge.
+    own = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix) and name.rpartition(".")[2] not in NOT_WEIGHTS
+    }
+    weights = {
+        _transformers_name(name) if is_official else name: tensor
+        for name, tensor in dequantised(own, source, WHAT, dtype).items()
+    }
     # One table under two names; files hold either or both.
     embedding = weights.pop(TIED_EMBEDDING, None)
     if embedding is not None:
@@ -210,8 +219,7 @@ def _detect_layout(tensors: Mapping[str, Tensor], source: str) -> tuple[str, boo
         if any(name.endswith(suffix) for name in tensors):
             raise CheckpointError(f"{source} is {is_what}, not a {WHAT}; {advice}")
     raise CheckpointError(
-        f"{source} is not a {WHAT}: it holds {preview(tensors) or 'nothing'}; "
-        "give umt5_xxl in bf16, fp16 or fp32"
+        f"{source} is not a {WHAT}: it holds {preview(tensors) or 'nothing'}; give umt5_xxl"
     )
 
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, preview
-from ..ops.placing import place, refuse_quantised
+from ..ops.placing import place
+from ..quant.dequantise import dequantised
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -90,7 +91,7 @@ def build_clip_vision(
 
     No dtype means that of the file's patch embedding.
     """
-    weights = _transformers_weights(tensors, source)
+    weights = _transformers_weights(tensors, source, dtype or torch.float16)
     config = _make_config(weights, source)
     weights = {name: weight for name, weight in weights.items() if not _is_behind(name, config)}
     dtype = dtype or weights[PATCHES].dtype
@@ -105,8 +106,13 @@ def build_clip_vision(
     return ClipVision(transformer, math.isqrt(len(positions) - 1) * patch)
 
 
-def _transformers_weights(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The tensors of the tower by their names in transformers, `vision_model.` left out."""
+def _transformers_weights(
+    tensors: Mapping[str, Tensor], source: str, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The tensors of the tower by their names in transformers, `vision_model.` left out.
+
+    Quantised weights become plain ones in `dtype`.
+    """
     is_official = f"{OFFICIAL_PREFIX}patch_embedding.weight" in tensors
     prefix = OFFICIAL_PREFIX if is_official else PREFIX
     if f"{prefix}{PATCHES}" not in tensors and not is_official:
@@ -120,7 +126,7 @@ def _transformers_weights(tensors: Mapping[str, Tensor], source: str) -> dict[st
         for name, tensor in tensors.items()
         if name.startswith(prefix) and not UNUSED.fullmatch(name.removeprefix(prefix))
     }
-    refuse_quantised(found, source, WHAT, marked="scaled_fp8" in tensors)
+    found = dequantised(found, source, WHAT, dtype)
     if not is_official:
         return found
     weights: dict[str, Tensor] = {}

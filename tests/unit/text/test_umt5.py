@@ -235,27 +235,54 @@ REFUSED = {
         r"is not a UMT5 text encoder: it holds x\.lora_up\.weight; give umt5_xxl",
     ),
     "empty": (dict, "it holds nothing"),
-    "fp8_cast": (
-        lambda: official_tensors(torch.float8_e4m3fn),
-        "is an fp8 UMT5 text encoder; this version reads bf16, fp16 and fp32",
-    ),
-    "fp8_scaled": (
-        lambda: hugging_face_tensors() | {"scaled_fp8": torch.zeros(2)},
-        "is an fp8 UMT5 text encoder; this version reads bf16, fp16 and fp32",
-    ),
-    "int8": (
+    "four bits": (
         lambda: (
-            official_tensors()
-            | {"blocks.0.attn.q.weight": torch.zeros(64, 32, dtype=torch.int8)}
-            | {"blocks.0.attn.q.weight_scale": torch.ones(64, 1)}
+            official_tensors() | {"blocks.0.attn.q.weight": torch.zeros(64, 16, dtype=torch.uint8)}
         ),
-        "is an int8 UMT5 text encoder; this version reads bf16, fp16 and fp32",
+        "is a 4-bit UMT5 text encoder .* which this version does not read",
+    ),
+    "int8 without scale": (
+        lambda: (
+            official_tensors() | {"blocks.0.attn.q.weight": torch.zeros(64, 32, dtype=torch.int8)}
+        ),
+        r"lacks the scale of blocks\.0\.attn\.q\.weight",
     ),
     "unknown": (
         lambda: official_tensors() | {"decoder.x": torch.zeros(2), "lm_head.y": torch.zeros(2)},
         r"holds 2 tensors that no UMT5 text encoder has \(decoder\.x, lm_head\.y\)",
     ),
 }
+
+
+def quantised(tensors: dict[str, torch.Tensor], form: str) -> tuple[dict, dict]:
+    """fp8 in LightX2V's form (rows), ComfyUI's (tensor, marker) or int8 by rows; what it means."""
+    made, meant = dict(tensors), dict(tensors)
+    for name, weight in tensors.items():
+        if weight.ndim != 2 or any(word in name for word in ("embedding", "shared", "bias")):
+            continue
+        axis = None if form == "comfy" else 1
+        scale = weight.abs().amax(dim=axis, keepdim=axis is not None) / 127.0
+        codes = (weight / scale).round().to(torch.int8)
+        made[name] = codes if form == "int8" else codes.to(torch.float8_e4m3fn)
+        meant[name] = made[name].float() * scale
+        leaf = "scale_weight" if form == "comfy" else "weight_scale"
+        made[name.removesuffix("weight") + leaf] = scale
+    if form == "comfy":
+        made["scaled_fp8"] = torch.zeros(0).to(torch.float8_e4m3fn)
+    return made, meant
+
+
+@pytest.mark.parametrize("form", ["lightx2v", "comfy", "int8"])
+@pytest.mark.parametrize("names", [official_tensors, hugging_face_tensors])
+def test_a_quantised_file_equals_the_weights_it_stands_for(names, form):
+    made, meant = quantised(names(), form)
+    expected = build_text_encoder(meant, tokenizer(), "meant").encode(["a red fox"])
+
+    encoder = build_text_encoder(made, tokenizer(), "quantised", torch.float32)
+
+    assert torch.equal(encoder.encode(["a red fox"]), expected)
+    source = build_text_encoder(names(), tokenizer(), "source").encode(["a red fox"])
+    assert not torch.equal(expected, source)
 
 
 @pytest.mark.parametrize("case", REFUSED)

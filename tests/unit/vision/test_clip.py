@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -122,22 +124,32 @@ REFUSED = {
         r"is not a CLIP image encoder: it holds token_embedding\.weight; give clip_vision_h",
     ),
     "empty": (dict, "it holds nothing"),
-    "fp8": (
-        lambda: official_tensors(torch.float8_e4m3fn),
-        "is an fp8 CLIP image encoder; this version reads bf16, fp16 and fp32",
-    ),
-    "int8": (
+    "int8 without scale": (
         lambda: (
             official_tensors()
             | {"visual.transformer.0.mlp.0.weight": torch.zeros(640, 160, dtype=torch.int8)}
         ),
-        "is an int8 CLIP image encoder; this version reads bf16, fp16 and fp32",
+        r"lacks the scale of transformer\.0\.mlp\.0\.weight",
     ),
     "unknown": (
         lambda: official_tensors() | {"visual.transformer.0.ls1.gamma": torch.zeros(160)},
         r"holds 1 tensors that no CLIP image encoder has \(transformer\.0\.ls1\.gamma\)",
     ),
 }
+
+
+def test_an_fp8_file_with_scales_is_near_its_source():
+    tensors = official_tensors()
+    expected = build_clip_vision(tensors, "plain").features(sample_image())
+    for name in [n for n in tensors if re.search(r"(to_qkv|proj|mlp\.\d)\.weight$", n)]:
+        scale = tensors[name].abs().amax(dim=1, keepdim=True) / 448.0
+        tensors[name + "_scale"] = scale
+        tensors[name] = (tensors[name] / scale).to(torch.float8_e4m3fn)
+
+    features = build_clip_vision(tensors, "fp8", torch.float32).features(sample_image())
+
+    error = relative_error(features, expected)
+    assert 1e-4 < error < 0.05, f"{error:.3f}"
 
 
 @pytest.mark.parametrize("case", REFUSED)

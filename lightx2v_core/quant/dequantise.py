@@ -1,0 +1,61 @@
+"""Files of fp8 or int8 codes into plain weights, for models that are not built from our ops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, preview
+from .formats import DESCRIPTION, MARKER, UNUSED, check_description
+
+CODES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
+SCALES = (".weight_scale", ".scale_weight")
+
+
+def dequantised(
+    tensors: Mapping[str, Tensor], source: str, what: str, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Tensor]:
+    """`tensors` with codes * scale in `dtype` for every quantised weight, the rest as it is.
+
+    Raises CheckpointError for 4-bit codes, formats not read here, and int8 without a scale.
+    """
+    plain: dict[str, Tensor] = {}
+    scales: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.endswith(DESCRIPTION):
+            check_description(tensor, name, source)
+        elif name.endswith(SCALES):
+            scales[name.removesuffix(".weight_scale").removesuffix(".scale_weight")] = tensor
+        elif name != MARKER and not name.endswith(UNUSED):
+            plain[name] = tensor
+    _refuse_packed(plain, source, what)
+    for name, tensor in plain.items():
+        scale = scales.pop(name.removesuffix(".weight"), None)
+        if scale is not None:
+            plain[name] = _multiply(tensor, scale).to(dtype)
+        elif tensor.dtype == torch.int8:
+            raise CheckpointError(f"{source} lacks the scale of {name}; download it again")
+        elif tensor.dtype in CODES:
+            plain[name] = tensor.to(dtype)
+    if scales:
+        raise CheckpointError(
+            f"{source} holds {len(scales)} scales without weights ({preview(scales)}); "
+            "the file is damaged"
+        )
+    return plain
+
+
+def _multiply(codes: Tensor, scale: Tensor) -> Tensor:
+    """In float32; one scale for each row, or one for all."""
+    by_row = scale.numel() > 1
+    return codes.float() * (scale.float().reshape(-1, 1) if by_row else scale.float().reshape(()))
+
+
+def _refuse_packed(plain: Mapping[str, Tensor], source: str, what: str) -> None:
+    if packed := [n for n, t in plain.items() if n.endswith("weight") and t.dtype == torch.uint8]:
+        raise CheckpointError(
+            f"{source} is a 4-bit {what} ({preview(packed)}), which this version does not read; "
+            "give it in fp8, int8, bf16, fp16 or fp32"
+        )
