@@ -73,6 +73,13 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--cfg", type=float, help="1 (off) for distilled models")
     add("--high-steps", type=int, help="steps of the high-noise expert")
     add("--boundary", type=float, help="switch experts at this sigma instead")
+    add(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="may be given several times; high or low in its name chooses the expert",
+    )
     add("--attention", default="auto", help="auto, sdpa, flash, sage")
     add("--device", default="auto", help="auto, cuda, mps, cpu")
     add("--vram-gb", type=float, help="at most this much of the card for transformer weights")
@@ -146,6 +153,8 @@ def run_generate(options: argparse.Namespace) -> int:
     )
     for expert in pipeline.experts:
         print(expert.summary)
+    for line in pipeline.set_loras([_lora(text) for text in options.lora]):
+        print(line)
     plan = describe(pipeline.plan(overrides))
     print(plan)
     if options.dry_run:
@@ -160,6 +169,15 @@ def run_generate(options: argparse.Namespace) -> int:
     peak = f", peak {result.peak_bytes / 1e9:.1f} GB" if result.peak_bytes else ""
     print(f"{options.output}: {len(result.frames)} frames; {stages}; {per_step:.2f} s/step{peak}")
     return 0
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    """FILE or FILE:STRENGTH; a Windows drive letter is no strength."""
+    path, _, strength = text.rpartition(":")
+    try:
+        return (Path(path), float(strength)) if path else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -188,6 +206,7 @@ def _metadata(options: argparse.Namespace, result: Result, plan: str) -> dict[st
         "negative_prompt": options.negative_prompt,
         "seed": options.seed,
         "model": str(options.model),
+        "lora": options.lora,
         "size": [result.size.width, result.size.height, result.size.frames],
         "plan": plan,
         "version": version(),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,8 @@ from .conditioning import check_pairing, image_condition
 from .datatypes import SamplerPlan, StepEvent, VideoSize
 from .device import select_dtype
 from .errors import RequestError
+from .lora.apply import apply_loras
+from .lora.read import read_lora
 from .media import to_uint8
 from .presets import Overrides, Preset, make_plan, preset_for
 from .sampling.loop import make_noise, sample
@@ -57,6 +61,11 @@ class Result:
     size: VideoSize
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
+
+
+def _is_for(name: str, side: str | None) -> bool:
+    named = [word for word in ("high", "low") if re.search(rf"{word}[_-]?noise", name.lower())]
+    return side is None or not named or side in named
 
 
 @contextmanager
@@ -126,6 +135,18 @@ class Pipeline:
         unknown = self.experts[0].info.release == "unknown"
         note = "release unknown: distilled settings assumed" if unknown else ""
         return make_plan(self.preset, overrides, len(self.experts), note)
+
+    def set_loras(self, files: Sequence[tuple[Path, float]]) -> list[str]:
+        """Put LoRA files with their strengths on the experts, in place of those before; one line
+        for each. A file with `high` or `low` in its name goes to that expert of two."""
+        loras = [(read_lora(path), strength) for path, strength in files]
+        lines = []
+        for index, expert in enumerate(self.experts):
+            side = ("high", "low")[index] if len(self.experts) == 2 else None
+            wanted = [(lora, s) for lora, s in loras if _is_for(lora.name, side)]
+            reports = apply_loras(expert.model, wanted)
+            lines += [f"{side + ' noise: ' if side else ''}{r.describe()}" for r in reports]
+        return lines
 
     @torch.inference_mode()
     def generate(self, request: GenerateRequest, on_progress: OnProgress = _silent) -> Result:

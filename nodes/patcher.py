@@ -141,8 +141,7 @@ class ResidentPatcher(comfy.model_patcher.ModelPatcher):
         for key in in_place:
             self.patch_weight_to_device(key)
         moved = {
-            name: tuple(b.to(self.load_device, b.down_RK.dtype) for b in made)
-            for name, made in branches.items()
+            name: tuple(b.to(self.load_device) for b in made) for name, made in branches.items()
         }
         set_lora(self.model, moved)
         self.model.current_weight_patches_uuid = None if merge else self.patches_uuid

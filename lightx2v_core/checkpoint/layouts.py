@@ -83,6 +83,11 @@ def to_diffusers(name: str) -> str:
     return renamed
 
 
+def from_diffusers(name: str) -> str | None:
+    """The official name of a diffusers tensor or module name; None where the two do not differ."""
+    return _rename(name, _FROM_DIFFUSERS)
+
+
 def unwrapped(name: str) -> str:
     for wrapper in WRAPPERS:
         name = name.replace(wrapper, "")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, preview
+from ..ops.layers import cast
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,12 +23,12 @@ class Branch:
     gain: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.down_RK.to(x.dtype))
-        return self.gain * (y if self.up_MR is None else F.linear(y, self.up_MR.to(x.dtype)))
+        y = F.linear(x, cast(self.down_RK, x))
+        return self.gain * (y if self.up_MR is None else F.linear(y, cast(self.up_MR, x)))
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Branch:
-        up = None if self.up_MR is None else self.up_MR.to(device, dtype)
-        return Branch(self.down_RK.to(device, dtype), up, self.gain)
+    def to(self, device: torch.device | str) -> Branch:
+        up = None if self.up_MR is None else self.up_MR.to(device)
+        return Branch(self.down_RK.to(device), up, self.gain)
 
     @property
     def nbytes(self) -> int:

@@ -97,6 +97,7 @@ class Residency:
         self.device = device
         for slot in self._rest:
             self._bring(slot, device)
+        self._move_branches(device)
         while self.resident < len(self._blocks):
             if budget_bytes is not None and self._with_one_more() > budget_bytes:
                 break
@@ -122,7 +123,13 @@ class Residency:
         """Everything back to where it was loaded from."""
         for slot in list(self._homes):
             self._send_home(slot)
+        if self.device is not None:
+            self._move_branches("cpu")
         self.device, self.resident = None, 0
+
+    def _move_branches(self, device: torch.device | str) -> None:
+        for linear in self._linears:
+            linear.branches = tuple(branch.to(device) for branch in linear.branches)
 
     def run_block(self, index: int, block: WanBlock, x: Tensor, inputs: BlockInputs) -> Tensor:
         if index < self.resident or self.device is None:

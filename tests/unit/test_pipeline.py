@@ -278,9 +278,29 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(models, tmp_path, capsys):
     assert not (tmp_path / "a.mp4").exists()
 
 
+def test_a_lora_changes_the_video_and_is_told(models, tmp_path, capsys, experts):
+    layer = "diffusion_model.blocks.0.ffn.0"
+    pair = {
+        f"{layer}.lora_up.weight": torch.ones(512, 2),
+        f"{layer}.lora_down.weight": torch.ones(2, 256),
+    }
+    file = write(tmp_path / "style_high_noise.safetensors", pair)
+    plain, styled = tmp_path / "a.mp4", tmp_path / "b.mp4"
+
+    main(generate_arguments(models, plain))
+    code = main(generate_arguments(models, styled, "--lora", f"{file}:0.5"))
+
+    assert code == 0
+    assert "matched 1/1, rank 2, effective strength 0.5 x 1" in capsys.readouterr().out
+    assert plain.read_bytes() != styled.read_bytes()
+    assert experts.set_loras([(file, 1.0)])[0].startswith("high noise: style_high_noise")
+    assert experts.set_loras([]) == []
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        (["--lora", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
         (["--output", "a.gif"], "must end in .mp4"),
         (["--task", "i2v"], "needs a start image; add --image FILE"),
         (["--image", "p.png"], "use --task i2v"),
