@@ -101,8 +101,8 @@ def _parse(name: str, raw: bytes, file_bytes: int) -> FileHeader:
         metadata = dict(fields.pop("__metadata__", {}))
         tensors, spans = {}, []
         for key, entry in fields.items():
-            header = TensorHeader(tuple(int(n) for n in entry["shape"]), str(entry["dtype"]))
-            begin, end = (int(n) for n in entry["data_offsets"])
+            header = TensorHeader(tuple(map(_whole, entry["shape"])), str(entry["dtype"]))
+            begin, end = map(_whole, entry["data_offsets"])
             tensors[key] = header
             spans.append((begin, end, key))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -112,6 +112,12 @@ def _parse(name: str, raw: bytes, file_bytes: int) -> FileHeader:
         ) from error
     _check_spans(name, tensors, spans, file_bytes - 8 - len(raw))
     return FileHeader(tensors, metadata, file_bytes)
+
+
+def _whole(number: object) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise ValueError(f"{str(number)[:20]} is not a size")
+    return number
 
 
 def _check_spans(

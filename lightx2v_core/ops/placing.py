@@ -31,5 +31,11 @@ def place(module: nn.Module, tensors: Mapping[str, Tensor], source: str, what: s
                 f"{source}: {name} has shape {tuple(tensors[name].shape)}, the other tensors of "
                 f"this {what} need {shape}; download the file again"
             )
+    for name, _ in module.named_parameters():
+        if not tensors[name].is_floating_point():
+            raise CheckpointError(
+                f"{source}: {name} is stored as {tensors[name].dtype}, and this {what} needs "
+                "floating-point numbers there; download the file again"
+            )
     module.load_state_dict(dict(tensors), assign=True)
     module.requires_grad_(False).eval()

@@ -1,0 +1,112 @@
+"""Damaged headers, by the hundred: always a sentence or a whole model, never anything else.
+
+LIGHTX2V_FUZZ=10000 runs more of them.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+
+import pytest
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from lightx2v_core.assemble import load_transformer, load_vae
+from lightx2v_core.errors import LightX2VError
+from lightx2v_core.lora.read import read_lora
+from lightx2v_core.wan.config import WanConfig
+from lightx2v_core.wan.model import WanModel
+from lightx2v_core.wan.vae import VaeConfig, WanVae
+from tests.conftest import fill
+
+COUNT = int(os.environ.get("LIGHTX2V_FUZZ", "200"))
+WORDS = (b'"F32"', b'"F8_E4M3"', b'"I8"', b'"shape"', b"[", b"]", b"{", b"}", b"-1", b"0", b"1e99")
+WORDS += (
+    b"null",
+    b"NaN",
+    b"\\u0000",
+    b"9" * 30,
+    b'"data_offsets"',
+    b"blocks.0",
+    b",",
+    b":",
+    b"\xff",
+)
+
+
+def transformer() -> dict[str, Tensor]:
+    config = WanConfig(dim=128, ffn_dim=64, num_layers=1, text_dim=16)
+    return fill(WanModel(config)).state_dict()
+
+
+def quantised() -> dict[str, Tensor]:
+    tensors = transformer()
+    for key in [k for k, v in tensors.items() if k.startswith("blocks.") and v.ndim == 2]:
+        tensors[key] = tensors[key].to(torch.float8_e4m3fn)
+        tensors[key + "_scale"] = torch.ones(tensors[key].shape[0], 1)
+    return tensors
+
+
+def vae() -> dict[str, Tensor]:
+    return fill(WanVae(VaeConfig(4, 4))).state_dict()
+
+
+def lora() -> dict[str, Tensor]:
+    stems = [f"diffusion_model.blocks.{n}.ffn.0" for n in range(8)]
+    pairs = {f"{stem}.lora_up.weight": torch.ones(8, 2) for stem in stems}
+    return pairs | {f"{stem}.lora_down.weight": torch.ones(2, 4) for stem in stems}
+
+
+KINDS = {
+    "transformer": (transformer, load_transformer),
+    "quantised": (quantised, load_transformer),
+    "vae": (vae, load_vae),
+    "lora": (lora, read_lora),
+}
+
+
+def damage(content: bytes, rng: random.Random) -> bytes:
+    """One of: cut, length changed, bytes flipped, words put in, a stretch removed or doubled."""
+    header_end = 8 + struct.unpack("<Q", content[:8])[0]
+    data = bytearray(content)
+    kind = rng.randrange(6)
+    if kind == 0:
+        return bytes(data[: rng.randrange(len(data))])
+    if kind == 1:
+        length = rng.choice([0, 1, header_end, 2**31, 2**60, 2**64 - 1, rng.randrange(header_end)])
+        return struct.pack("<Q", length) + bytes(data[8:])
+    at = rng.randrange(8, header_end)
+    if kind == 2:
+        for _ in range(rng.randrange(1, 6)):
+            data[rng.randrange(8, header_end)] = rng.randrange(256)
+    elif kind == 3:
+        word = rng.choice(WORDS)
+        data[at : at + len(word)] = word
+    elif kind == 4:
+        stretch = rng.randrange(1, 60)
+        data[at : at + stretch] = b" " * stretch
+    else:
+        digits = [i for i in range(8, header_end) if chr(data[i]).isdigit()]
+        for i in rng.sample(digits, 3):
+            data[i] = ord(str(rng.randrange(10)))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_files_get_a_sentence_and_never_anything_else(tmp_path, kind):
+    make, load = KINDS[kind]
+    content, rng = save(make(), {"lightx2v.release": "demo"}), random.Random(kind)
+    path, told = tmp_path / "damaged.safetensors", 0
+
+    for _ in range(COUNT // len(KINDS)):
+        path.write_bytes(damage(content, rng))
+        try:
+            load(path)
+        except LightX2VError as error:
+            assert len(str(error)) < 700, "a sentence, not a dump"
+            told += 1
+
+    assert told > 0.5 * COUNT / len(KINDS), "the damage must show"
