@@ -13,12 +13,22 @@ run() { # GPU FOLDER ARGUMENTS...
         "$python" -m training.run --out "$out" --compile "${COMPILE:-on}" ${EXTRA:-} "$@" > "$out/log.txt" 2>&1
 }
 
-# Two learning rates for the VAE; the better one by its reconstructions goes on.
-run 0 text text:"${TEXT_MINUTES:-0.8}" &
-run 0 vae_a --lr 1e-3 vae:"${VAE_MINUTES:-5}" &
-run 1 vae_b --lr 2e-3 --seed 2 vae:"${VAE_MINUTES:-5}" &
-wait
-"$python" - "$work" <<'PY'
+mkdir -p "$work/base"
+if [ -n "${BASE:-}" ]; then
+    # VAE and text encoder from a folder; with CONTINUE=1 the students there start the teachers too.
+    cp "$BASE/demo_vae.safetensors" "$BASE/demo_umt5.safetensors" "$work/base"
+    if [ "${CONTINUE:-0}" = 1 ]; then
+        for task in t2v i2v; do
+            cp "$BASE/demo_$task.safetensors" "$work/base/teacher_$task.safetensors"
+        done
+    fi
+else
+    # Two learning rates for the VAE; the better one by its reconstructions goes on.
+    run 0 text text:"${TEXT_MINUTES:-0.8}" &
+    run 0 vae_a --lr 1e-3 vae:"${VAE_MINUTES:-5}" &
+    run 1 vae_b --lr 2e-3 --seed 2 vae:"${VAE_MINUTES:-5}" &
+    wait
+    "$python" - "$work" <<'PY'
 import json, shutil, sys
 from pathlib import Path
 
@@ -27,15 +37,15 @@ for name in ("vae_a", "vae_b"):
     lines = (work / name / "journal.jsonl").read_text().splitlines()
     exams = [record for record in map(json.loads, lines) if record["stage"] == "vae exam"]
     best += [(exam["judge"] + exam["psnr"], name) for exam in exams]
-(work / "base").mkdir()
 shutil.copy(work / max(best)[1] / "demo_vae.safetensors", work / "base")
 shutil.copy(work / "text" / "demo_umt5.safetensors", work / "base")
 print("VAE:", sorted(best))
 PY
+fi
 
 run 0 t2v --from "$work/base" bank:0.6 t2v:"${TEACHER_MINUTES:-3.9}" t2v-student:"${STUDENT_MINUTES:-2}" &
 run 1 i2v --from "$work/base" bank-images:0.6 i2v:"${TEACHER_MINUTES:-3.9}" i2v-student:"${STUDENT_MINUTES:-2}" &
 wait
 mkdir -p "$work/all"
-cp "$work"/base/*.safetensors "$work"/t2v/*.safetensors "$work"/i2v/*.safetensors "$work/all"
+cp "$work"/base/demo_*.safetensors "$work"/t2v/*.safetensors "$work"/i2v/*.safetensors "$work/all"
 run 0 all package:0.4
