@@ -1,4 +1,4 @@
-"""The command line: generate a video, inspect a file."""
+"""The command line: generate a video, inspect a file, quantise one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .datatypes import VideoSize
 from .errors import CheckpointError, LightX2VError, RequestError
 from .pipeline import GenerateRequest, OnProgress, Pipeline, Result
 from .presets import FPS, Overrides
+from .quant.quantise import WRITTEN
 
 STAGE_NAMES = {"text": "prompt", "image": "start image", "sampling": "sampling", "decode": "decode"}
 
@@ -44,6 +45,12 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.add_argument("--verbose", action="store_true", help="log what happens")
     inspect.set_defaults(run=run_inspect)
+    quantize = commands.add_parser("quantize", help="write an 8-bit form of a transformer")
+    quantize.add_argument("source", type=Path, help="bf16, fp16 or fp32 file or folder")
+    quantize.add_argument("target", type=Path, help="new .safetensors file")
+    quantize.add_argument("--scheme", required=True, help=", ".join(WRITTEN))
+    quantize.add_argument("--verbose", action="store_true", help="log what happens")
+    quantize.set_defaults(run=run_quantize)
     return parser
 
 
@@ -116,6 +123,25 @@ def run_inspect(options: argparse.Namespace) -> int:
         known = "" if info.preset else " (release unknown: assumed)"
         steps = ", ".join(str(step) for step in preset.denoising_list)
         print(f"preset {preset.name}{known}: steps {steps}; shift {preset.shift:g}; CFG off")
+    return 0
+
+
+def run_quantize(options: argparse.Namespace) -> int:
+    """Stream a file into its 8-bit form, with a bar, and say what came of it."""
+    from rich.progress import Progress
+
+    from .checkpoint.convert import quantise_file
+
+    with Progress() as progress:
+        task = progress.add_task(f"writing {options.scheme}", total=None)
+        quantise_file(
+            options.source,
+            options.target,
+            options.scheme,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    size = options.target.stat().st_size
+    print(f"{options.target}: {options.scheme}, {size / 1e9:.2f} GB")
     return 0
 
 

@@ -1,0 +1,136 @@
+"""A transformer file into an 8-bit one, tensor by tensor: never more than one of them in memory.
+
+Format: https://huggingface.co/docs/safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, RequestError
+from ..quant.formats import MARKER
+from ..quant.quantise import WRITTEN, WrittenScheme
+from ..quant.schemes import PLAIN
+from .detect import detect
+from .headers import ITEM_BYTES, TensorHeader
+from .layouts import official_names
+from .source import DTYPE_NAMES, Checkpoint, open_checkpoint
+
+ALIGNMENT = 8  # of the first tensor, as the safetensors library pads
+OnTensor = Callable[[int, int], None]  # bytes written, bytes in all
+
+
+def _ignore(done: int, total: int) -> None:
+    """Default progress callback."""
+
+
+def quantise_file(
+    source: str | Path, target: str | Path, scheme: str, on_tensor: OnTensor = _ignore
+) -> None:
+    """Write `source` to `target` with the linears of its blocks quantised; official names.
+
+    The rest keeps its dtype. Raises RequestError for a target that exists or an unknown scheme, and
+    CheckpointError for a source that is no full-precision Wan transformer or a disk that is full;
+    nothing half-written is left.
+    """
+    target = Path(target)
+    if scheme not in WRITTEN:
+        raise RequestError(f"scheme {scheme!r} cannot be written; use {', '.join(WRITTEN)}")
+    if target.exists():
+        raise RequestError(f"{target} exists already; remove it or choose another name")
+    if target.suffix != ".safetensors":
+        raise RequestError(f"{target} must end in .safetensors")
+    checkpoint = open_checkpoint(source)
+    info = detect(checkpoint)
+    if info.kind != "transformer" or info.scheme not in PLAIN:
+        raise CheckpointError(
+            f"{checkpoint.name} is {info.describe()}; give a Wan transformer in {', '.join(PLAIN)}"
+        )
+    _, names = official_names(checkpoint.headers) or ("", {})
+    metadata = {**checkpoint.metadata, "lightx2v.quantised": scheme}
+    written = WRITTEN[scheme]
+    _write(
+        target,
+        _headers(checkpoint, names, written),
+        _tensors(checkpoint, names, written),
+        metadata,
+        on_tensor,
+    )
+
+
+def _is_quantised(name: str, header: TensorHeader) -> bool:
+    return name.startswith("blocks.") and name.endswith(".weight") and len(header.shape) == 2
+
+
+def _headers(
+    checkpoint: Checkpoint, names: dict[str, str], scheme: WrittenScheme
+) -> dict[str, TensorHeader]:
+    """In the order in which `_tensors` gives them."""
+    headers: dict[str, TensorHeader] = {}
+    for name, stored in names.items():
+        header = checkpoint.headers[stored]
+        if not _is_quantised(name, header):
+            headers[name] = header
+            continue
+        headers[name] = TensorHeader(header.shape, DTYPE_NAMES[scheme.dtype])
+        scale = name.removesuffix("weight") + scheme.scale_leaf
+        headers[scale] = TensorHeader(scheme.scale_shape(header.shape[0]), "F32")
+    if scheme.marker:
+        headers[MARKER] = TensorHeader((2,), DTYPE_NAMES[scheme.dtype])
+    return headers
+
+
+def _tensors(
+    checkpoint: Checkpoint, names: dict[str, str], scheme: WrittenScheme
+) -> Iterator[Tensor]:
+    for name, stored in names.items():
+        tensor = checkpoint.tensors({name: stored})[name]
+        if _is_quantised(name, checkpoint.headers[stored]):
+            yield from scheme.quantise(tensor)
+        else:
+            yield tensor
+    if scheme.marker:
+        yield torch.zeros(2).to(scheme.dtype)
+
+
+def _write(
+    target: Path,
+    headers: dict[str, TensorHeader],
+    tensors: Iterator[Tensor],
+    metadata: dict[str, str],
+    on_tensor: OnTensor,
+) -> None:
+    table: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for name, header in headers.items():
+        size = math.prod(header.shape) * ITEM_BYTES[header.dtype]
+        offsets = [end, end + size]
+        table[name] = {"dtype": header.dtype, "shape": header.shape, "data_offsets": offsets}
+        end += size
+    raw = json.dumps(table).encode()
+    raw += b" " * (-len(raw) % ALIGNMENT)
+    part = target.with_name(target.name + ".part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with part.open("wb") as file:
+            file.write(len(raw).to_bytes(8, "little") + raw)
+            done = 0
+            for tensor in tensors:
+                flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+                file.write(flat.numpy().data)
+                done += flat.numel()
+                on_tensor(done, end)
+        part.replace(target)
+    except OSError as error:
+        raise CheckpointError(
+            f"{target} could not be written ({error.strerror}); it needs {end / 1e9:.1f} GB: free "
+            "some disk space or choose another folder"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)

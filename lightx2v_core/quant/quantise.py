@@ -1,0 +1,43 @@
+"""Weights into 8-bit codes and scales, by the formulas of the files that others publish."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LEAST = 1e-5  # of a row's largest value, so that rows of zeros have a scale
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenScheme:
+    """How a scheme is stored: dtype and limit of the codes, name and shape of their scale."""
+
+    dtype: torch.dtype
+    limit: float
+    scale_leaf: str
+    by_row: bool
+    marker: bool = False  # ComfyUI's older form announces itself by a tensor of its own
+
+    def scale_shape(self, rows: int) -> tuple[int, ...]:
+        return (rows, 1) if self.by_row else ()
+
+    def quantise(self, weight_MK: Tensor) -> tuple[Tensor, Tensor]:
+        """(codes MK, scale M1 or a single number, float32), rounded to the nearest code."""
+        wide = weight_MK.float()
+        largest = wide.abs().amax(dim=1, keepdim=True) if self.by_row else wide.abs().amax()
+        scale = largest.clamp_min(LEAST) / self.limit
+        codes = (wide / scale).clamp(-self.limit, self.limit)
+        integers = not self.dtype.is_floating_point
+        return (codes.round() if integers else codes).to(self.dtype), scale
+
+
+# LightX2V: a scale for each row. ComfyUI: one for each tensor.
+WRITTEN = {
+    "fp8": WrittenScheme(torch.float8_e4m3fn, 448.0, "weight_scale", by_row=True),
+    "fp8-tensor": WrittenScheme(
+        torch.float8_e4m3fn, 448.0, "scale_weight", by_row=False, marker=True
+    ),
+    "int8": WrittenScheme(torch.int8, 127.0, "weight_scale", by_row=True),
+}
