@@ -101,6 +101,20 @@ def an_fp8_file_in_comfyuis_form_is_read_as_comfyui_reads_it() -> str:
 
 
 @check
+def an_fp8_file_we_write_is_read_by_comfyui_as_by_us() -> str:
+    import nodes as host_nodes
+
+    folder = WORK / "models/diffusion_models"
+    convert = pack("lightx2v_core.checkpoint.convert")
+    convert.quantise_file(
+        folder / "native.safetensors", folder / "native_written.safetensors", "fp8-tensor"
+    )
+    theirs = host_nodes.UNETLoader().load_unet("native_written.safetensors", "default")[0]
+    cond = [[torch.randn(1, 512, 4096, generator=torch.Generator().manual_seed(8)), {}]]
+    return close(ksampler(theirs, cond), ksampler(ours("native_written"), cond))
+
+
+@check
 def memory_comfyui_is_refused_for_a_quantised_file() -> None:
     told = sentence(lambda: ours("t2v_fp8", memory="comfyui"))
     assert "quantised as fp8-tensor runs through memory 'ours' alone" in told, told
