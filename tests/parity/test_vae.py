@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from zlib import crc32
-
 import pytest
 import torch
 from torch import Tensor
 
 from lightx2v_core.checkpoint.layouts import vae_to_diffusers
 from lightx2v_core.wan.vae import LATENT_MEAN, LATENT_STD, VaeConfig, WanVae, denormalise
+from tests.conftest import fill, relative_error
+from tests.tolerances import FLOAT32_PARITY
 
 diffusers = pytest.importorskip("diffusers")
-
-FLOAT32_PARITY = 1e-5  # the same float32 mathematics in another order of operations
-
-
-def weights_for(vae: WanVae) -> dict[str, Tensor]:
-    """A value per name, whatever the order; scaled so that signals neither die nor explode."""
-    weights = {}
-    for name, tensor in vae.state_dict().items():
-        generator = torch.Generator().manual_seed(crc32(name.encode()))
-        noise = torch.randn(tensor.shape, generator=generator)
-        if name.endswith("gamma"):
-            weights[name] = 1.0 + 0.1 * noise
-        elif name.endswith("bias"):
-            weights[name] = 0.1 * noise
-        else:
-            weights[name] = noise / math.sqrt(tensor[0].numel())
-    return weights
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """For tensors this small, threads that wait for each other cost more than they bring."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[WanVae, torch.nn.Module]:
     """Ours and theirs with the same weights; the decoder is wider than the encoder."""
-    ours = WanVae(VaeConfig(encoder_dim=8, decoder_dim=12)).requires_grad_(False)
-    weights = weights_for(ours)
-    ours.load_state_dict(weights)
+    ours = fill(WanVae(VaeConfig(encoder_dim=8, decoder_dim=12)))
+    weights = ours.state_dict()
     theirs = diffusers.AutoencoderKLWan(base_dim=8, decoder_base_dim=12).requires_grad_(False)
     theirs.load_state_dict({vae_to_diffusers(name): value for name, value in weights.items()})
     return ours, theirs

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from zlib import crc32
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +10,7 @@ from lightx2v_core.errors import CheckpointError, RequestError
 from lightx2v_core.wan import vae_layers
 from lightx2v_core.wan.vae import VaeConfig, WanVae, denormalise, normalise
 from lightx2v_core.wan.vae_layers import RMSNorm, Stream
+from tests.conftest import fill
 
 # Chunks and tiles change the shapes that convolutions run on, so sums run in another order; where
 # only four channels are normalised, a pixel near zero amplifies that. Measured 7e-6 at most.
@@ -24,37 +21,15 @@ class CancelledError(Exception):
     pass
 
 
-def filled(config: VaeConfig) -> WanVae:
-    """A value per parameter name, scaled so that signals neither die nor explode."""
-    vae = WanVae(config).requires_grad_(False)
-    for name, tensor in vae.named_parameters():
-        generator = torch.Generator().manual_seed(crc32(name.encode()))
-        noise = torch.randn(tensor.shape, generator=generator)
-        if name.endswith("gamma"):
-            tensor.copy_(1.0 + 0.1 * noise)
-        else:
-            tensor.copy_(noise / math.sqrt(tensor[0].numel()) if tensor.ndim > 1 else 0.1 * noise)
-    return vae
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """For tensors this small, threads that wait for each other cost more than they bring."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def vae() -> WanVae:
-    return filled(VaeConfig(encoder_dim=4, decoder_dim=4))
+    return fill(WanVae(VaeConfig(encoder_dim=4, decoder_dim=4)))
 
 
 @pytest.fixture(scope="module")
 def local_vae() -> WanVae:
     """Without what attention adds: far from a tile's edge nothing depends on what is beyond."""
-    vae = filled(VaeConfig(encoder_dim=4, decoder_dim=4))
+    vae = fill(WanVae(VaeConfig(encoder_dim=4, decoder_dim=4)))
     for half in (vae.encoder, vae.decoder):
         half.middle[1].proj.weight.zero_()
     return vae
@@ -163,11 +138,11 @@ def test_the_result_is_collected_where_asked(vae: WanVae) -> None:
 
 
 def test_half_precision_weights_compute_in_half_and_return_float32() -> None:
-    half = filled(VaeConfig(4, 4)).to(torch.bfloat16)
+    half = fill(WanVae(VaeConfig(4, 4))).to(torch.bfloat16)
 
     decoded = half.decode(latent(2))
 
-    expected = filled(VaeConfig(4, 4)).decode(latent(2))
+    expected = fill(WanVae(VaeConfig(4, 4))).decode(latent(2))
     assert decoded.dtype == torch.float32
     # bfloat16 keeps 8 bits; some forty layers deep a few per cent remain.
     assert (decoded - expected).norm() <= 0.05 * expected.norm()
@@ -194,7 +169,7 @@ def test_a_pixel_of_all_zeros_has_finite_gradients() -> None:
 
 
 def test_gradients_reach_every_weight_through_the_whole_clip_path() -> None:
-    vae = filled(VaeConfig(4, 4)).requires_grad_(True)
+    vae = fill(WanVae(VaeConfig(4, 4))).requires_grad_(True)
 
     moments = vae.conv1(vae.encoder(clip(5), Stream()))
     vae.decoder(vae.conv2(moments[:, :16]), Stream()).square().mean().backward()
@@ -206,7 +181,7 @@ def test_gradients_reach_every_weight_through_the_whole_clip_path() -> None:
 def test_streaming_and_whole_clip_give_the_same_gradients() -> None:
     gradients = []
     for latents_per_chunk in (1, 3):
-        vae = filled(VaeConfig(4, 4)).requires_grad_(True)
+        vae = fill(WanVae(VaeConfig(4, 4))).requires_grad_(True)
         encoded = vae.encode(clip(9), latents_per_chunk=latents_per_chunk)
         vae.decode(encoded, latents_per_chunk=latents_per_chunk).square().mean().backward()
         gradients.append(vae.encoder.conv1.weight.grad)
@@ -264,7 +239,7 @@ def test_tiles_report_progress_over_all_of_them_and_can_be_cancelled(vae: WanVae
 
 def test_joining_tiles_keeps_what_they_agree_on(vae: WanVae) -> None:
     # Three tiles meet in places here, as the overlap is half a tile.
-    vae = filled(VaeConfig(4, 4))
+    vae = fill(WanVae(VaeConfig(4, 4)))
     vae.decoder.head[2].weight.zero_()
     vae.decoder.head[2].bias.copy_(torch.tensor([2.0, 0.25, -0.5]))
 
@@ -334,7 +309,7 @@ def test_lightvae_has_a_quarter_of_every_width() -> None:
 
 
 def test_weights_are_assigned_to_a_vae_built_without_memory() -> None:
-    source = filled(VaeConfig(4, 4))
+    source = fill(WanVae(VaeConfig(4, 4)))
     with torch.device("meta"):
         empty = WanVae(VaeConfig(4, 4))
 
