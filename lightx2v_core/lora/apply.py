@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, preview
 from ..wan.model import WanModel
 from .branches import Branch, set_lora
-from .read import LoraFile, without_dots
+from .read import LoraFile, Pair, without_dots
 
 # Layers that only models with a CLIP branch have: a LoRA of such a model fits one without.
 IMAGE_LAYERS = re.compile(r"img_emb|k_img|v_img|norm_k_img")
@@ -57,71 +57,80 @@ def apply_loras(model: WanModel, loras: Sequence[tuple[LoraFile, float]]) -> lis
     To be called while the weights are where they were loaded, not placed on a card.
     Raises CheckpointError, with nothing changed, when a file matches nothing or a shape differs.
     """
-    plans = [_plan(model, lora, strength) for lora, strength in loras]
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    has_clip = model.config.clip_tokens > 0
     branches: dict[str, tuple[Branch, ...]] = {}
     added: dict[str, list[tuple[float, Tensor]]] = {}
-    for plan, (_, strength) in zip(plans, loras, strict=True):
-        for name, branch in plan.branches:
+    reports = []
+    for lora, strength in loras:
+        match = match_lora(lora, shapes, strength, has_clip)
+        reports.append(match.report)
+        for name, pair in match.pairs.items():
+            branch = Branch(pair.down_RK, pair.up_MR, strength * pair.scale)
             branches[name] = (*branches.get(name, ()), branch)
-        for name, difference in plan.differences if strength else ():
-            added.setdefault(name, []).append((strength, difference))
+        for name, difference in match.differences.items():
+            module, _, leaf = name.rpartition(".")
+            if leaf == "weight" and hasattr(model.get_submodule(module), "branches"):
+                branches[module] = (*branches.get(module, ()), Branch(difference, None, strength))
+            elif strength:
+                added.setdefault(name, []).append((strength, difference))
     set_lora(model, branches)
     _set_differences(model, added)
-    return [plan.report for plan in plans]
+    return reports
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Plan:
+class LoraMatch:
+    """A LoRA with the names of one model: pairs by module, differences by tensor."""
+
+    pairs: dict[str, Pair]
+    differences: dict[str, Tensor]
     report: LoraReport
-    branches: list[tuple[str, Branch]]
-    differences: list[tuple[str, Tensor]]
 
 
-def _plan(model: WanModel, lora: LoraFile, strength: float) -> _Plan:
-    modules = dict(model.named_modules())
-    dotless = without_dots(modules)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    branches, differences, unmatched = [], [], list(lora.unknown)
+def match_lora(
+    lora: LoraFile, shapes: Mapping[str, tuple[int, ...]], strength: float, has_clip: bool
+) -> LoraMatch:
+    """Find the place of every part of `lora` in a model with tensors of `shapes`.
+
+    Raises CheckpointError when nothing matches or a pair has the shape of another model.
+    """
+    dotless = without_dots(name.rpartition(".")[0] for name in shapes)
+    pairs, differences, unmatched = {}, {}, list(lora.unknown)
     for name, pair in lora.pairs.items():
         name = dotless.get(name, name)
-        if not hasattr(modules.get(name), "branches"):
+        weight = shapes.get(f"{name}.weight", ())
+        if len(weight) != 2:
             unmatched.append(name)
             continue
-        _check_shape(lora, name, (pair.up_MR.shape[0], pair.down_RK.shape[1]), modules[name])
-        branches.append((name, Branch(pair.down_RK, pair.up_MR, strength * pair.scale)))
+        _check_shape(lora, name, (pair.up_MR.shape[0], pair.down_RK.shape[1]), weight)
+        pairs[name] = pair
     for name, difference in lora.differences.items():
         stem, _, leaf = name.rpartition(".")
-        stem = dotless.get(stem, stem)
-        name = f"{stem}.{leaf}"
-        if shapes.get(name) != tuple(difference.shape):
-            unmatched.append(name)
-        elif leaf == "weight" and hasattr(modules[stem], "branches"):
-            branches.append((stem, Branch(difference, None, strength)))
+        name = f"{dotless.get(stem, stem)}.{leaf}"
+        if shapes.get(name) == tuple(difference.shape):
+            differences[name] = difference
         else:
-            differences.append((name, difference))
-    image = [n for n in unmatched if IMAGE_LAYERS.search(n) and not model.config.clip_tokens]
+            unmatched.append(name)
+    image = [n for n in unmatched if IMAGE_LAYERS.search(n) and not has_clip]
     failed = sorted(set(unmatched) - set(image))
-    matched = len(branches) + len(differences)
+    matched = len(pairs) + len(differences)
     if not matched:
         raise CheckpointError(
             f"no layer of {lora.name} matches this model ({preview(failed or image)}); it was "
             "trained for another model, or its naming is not known here"
         )
-    report = LoraReport(
-        lora.name,
-        strength,
-        matched,
-        tuple(sorted(image)),
-        tuple(failed),
-        tuple(sorted({pair.rank for pair in lora.pairs.values()})),
-        tuple(sorted({round(pair.scale, 6) for pair in lora.pairs.values()})),
-    )
-    return _Plan(report, branches, differences)
+    ranks = tuple(sorted({pair.rank for pair in lora.pairs.values()}))
+    scales = tuple(sorted({round(pair.scale, 6) for pair in lora.pairs.values()}))
+    sorted_image = tuple(sorted(image))
+    report = LoraReport(lora.name, strength, matched, sorted_image, tuple(failed), ranks, scales)
+    return LoraMatch(pairs, differences, report)
 
 
-def _check_shape(lora: LoraFile, name: str, found: tuple[int, int], linear: nn.Module) -> None:
-    needed = (linear.out_features, linear.in_features)
-    if found != needed:
+def _check_shape(
+    lora: LoraFile, name: str, found: tuple[int, int], needed: tuple[int, ...]
+) -> None:
+    if found != tuple(needed):
         raise CheckpointError(
             f"{lora.name} was trained for another model: its {name} is {found[0]}x{found[1]} and "
             f"this model's is {needed[0]}x{needed[1]} (14B and 1.3B LoRAs do not mix)"
