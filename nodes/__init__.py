@@ -23,6 +23,7 @@ NODES = (
     ("load", "LoadModel"),
     ("load", "LoadTextEncoder"),
     ("load", "LoadVae"),
+    ("lora", "ApplyLora"),
     ("encode", "ImageToVideo"),
     ("encode", "EmptyVideoLatent"),
     ("sample", "DistillSampler"),

@@ -9,7 +9,7 @@ import weakref
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from inside import WORK, check, gc, main, pack, relative, sentence
+from inside import WORK, check, gc, main, pack, relative, run, sentence
 
 import comfy.lora
 import comfy.model_management as mm
@@ -87,6 +87,73 @@ def a_native_lora_on_fp8_weights_adds_what_it_adds_to_the_weights_they_stand_for
     assert relative(ksampler(with_lora(fp8)), before) > 1e-2, "the LoRA changed nothing"
     assert torch.equal(ksampler(fp8), before)
     return error
+
+
+def applied(model: object, file: str = "small.safetensors", strength: float = 0.7) -> tuple:
+    return run("LightX2VApplyLora", model=model, lora=file, strength=strength)
+
+
+def modulated() -> dict[str, torch.Tensor]:
+    """Only `.diff_m`, as distilled releases have them; and the weights with it added."""
+    rng = torch.Generator().manual_seed(3)
+    names = [name for name in FILES["t2v"] if name.endswith("modulation")]
+    added = {name: torch.randn(FILES["t2v"][name].shape, generator=rng) * 0.1 for name in names}
+    stems = {name: name.removesuffix(".modulation") for name in names}
+    lora_file = {f"diffusion_model.{stems[n]}.diff_m": d for n, d in added.items()}
+    write(WORK / "models/loras/modulation.safetensors", lora_file)
+    summed = {k: v + 0.7 * added[k] if k in added else v for k, v in FILES["t2v"].items()}
+    write(WORK / "models/diffusion_models/modulated.safetensors", summed)
+    return added
+
+
+@check
+def apply_lora_equals_the_native_loader_for_pairs_and_differences() -> str:
+    model = ours()
+    before = ksampler(model)
+    patched, summary = applied(model)
+    error = close(ksampler(patched), ksampler(with_lora(ours())))
+    assert "matched" in summary and "rank 4" in summary, summary
+    assert torch.equal(ksampler(model), before)
+    assert torch.equal(ksampler(applied(model, strength=0.0)[0]), before)
+    return f"{error}; native {close(ksampler(applied(native())[0]), ksampler(patched), 2e-5)}"
+
+
+@check
+def apply_lora_adds_modulation_on_ours_and_on_a_native_model() -> str:
+    modulated()
+    expected = ksampler(ours("modulated"))
+    model, stock = ours(), native()
+    before = ksampler(model)
+    assert relative(expected, before) > 1e-3
+    errors = [
+        close(ksampler(applied(m, "modulation.safetensors")[0]), expected)
+        for m in (model, stock, ours(memory="comfyui"))
+    ]
+    assert torch.equal(ksampler(model), before)
+    assert torch.equal(ksampler(with_lora_file(model, "modulation.safetensors")), before), (
+        "the native loader is said to drop modulation"
+    )
+    return ", ".join(errors)
+
+
+def with_lora_file(model: object, file: str) -> object:
+    import nodes as host_nodes
+
+    return host_nodes.LoraLoaderModelOnly().load_lora_model_only(model, file, 0.7)[0]
+
+
+@check
+def apply_lora_on_fp8_equals_the_weights_it_stands_for() -> str:
+    fp8, meant = ours("t2v_fp8"), ours("t2v_fp8_meant")
+    return close(ksampler(applied(fp8)[0]), ksampler(applied(meant)[0]))
+
+
+@check
+def a_lora_that_matches_nothing_is_a_sentence() -> None:
+    pair = {"x.y.lora_up.weight": torch.ones(4, 2), "x.y.lora_down.weight": torch.ones(2, 4)}
+    write(WORK / "models/loras/foreign.safetensors", pair)
+    told = sentence(lambda: applied(ours(), "foreign.safetensors"))
+    assert "no layer of foreign.safetensors matches this model" in told, told
 
 
 @check
