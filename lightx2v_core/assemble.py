@@ -72,20 +72,21 @@ class LoadedTransformer:
 
 
 def load_transformer(
-    path: str | Path,
+    path: str | Path | Checkpoint,
     dtype: torch.dtype = torch.float32,
     attention: str = "auto",
     device: torch.device | str = "cpu",
     ops: Ops = default_ops,
 ) -> LoadedTransformer:
-    """Build the transformer in `path`; weights stay memory-mapped where `dtype` is the file's.
+    """Build the transformer in `path`: a file, a folder, or a checkpoint that is open already.
 
-    `dtype` is what blocks compute in. `device` only chooses the attention: `residency.place` moves
-    weights. `ops` is a namespace of layers, for hosts that bring their own.
+    Weights stay memory-mapped where `dtype` is the file's. `dtype` is what blocks compute in.
+    `device` only chooses the attention: `residency.place` moves weights. `ops` is a namespace of
+    layers, for hosts that bring their own.
     Raises CheckpointError for a file that is no Wan transformer this version runs.
     """
     started = time.perf_counter()
-    checkpoint = open_checkpoint(path)
+    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
     info = detect(checkpoint)
     if info.refusal or info.config is None:
         raise CheckpointError(info.refusal or f"{checkpoint.name} is not a Wan transformer")

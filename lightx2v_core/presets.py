@@ -11,7 +11,6 @@ from .datatypes import SamplerPlan, VideoSize
 from .errors import CheckpointError, RequestError
 from .sampling.loop import SOLVERS
 from .sampling.schedule import (
-    BOUNDARIES,
     DISTILL_LIST,
     experts_by_boundary,
     experts_by_step,
@@ -114,11 +113,6 @@ def _split(
         trained = steps == len(preset.denoising_list)
         high_steps = preset.high_steps if trained else max(1, steps // 2)
     return experts_by_step(steps, high_steps), f"high noise for the first {high_steps} steps"
-
-
-def default_boundary(task: str) -> float:
-    """Where the undistilled Wan 2.2 experts change over."""
-    return BOUNDARIES.get(task, BOUNDARIES["i2v"])
 
 
 def demo_path(part: str) -> Path:

@@ -224,10 +224,10 @@ def load_model(
 ) -> tuple[comfy.model_patcher.ModelPatcher, str]:
     """A MODEL and one line about it. `attention` "auto" is whatever this ComfyUI runs with."""
     device = mm.get_torch_device()
-    scheme = detect(open_checkpoint(path)).scheme
-    memory, why = _select_memory(memory, scheme)
+    checkpoint = open_checkpoint(path)
+    memory, why = _select_memory(memory, detect(checkpoint).scheme)
     loaded = load_transformer(
-        path,
+        checkpoint,
         dtype=_compute_dtype(device),
         attention=attention,
         device=device,

@@ -12,7 +12,6 @@ from ..datatypes import SamplerPlan
 from ..errors import RequestError
 
 DISTILL_LIST = (1000, 750, 500, 250)
-BOUNDARIES = {"t2v": 0.875, "i2v": 0.900, "flf2v": 0.900}
 BOUNDARY_TOLERANCE = 1e-6  # shift 3 gives sigma = 0.9 up to rounding, which counts as high noise
 
 
