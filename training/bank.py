@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from lightx2v_core.conditioning import frame_mask
 from lightx2v_core.datatypes import VideoSize
@@ -16,6 +16,7 @@ from .captions import caption, stories
 from .context import Context
 from .files import TEXT, read_weights
 from .progress import Clock
+from .text import TextStates, encode_rows
 from .vocabulary import CaptionRows, learn_pieces
 from .world import sample_scenes
 
@@ -29,6 +30,7 @@ class Batch:
     latent_BCTHW: Tensor
     ids_BS: Tensor
     image_BCTHW: Tensor | None  # mask and first-frame latent, 20 channels
+    text: TextStates | None  # of those ids, where the bank knows them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,12 +41,16 @@ class Bank:
     picture_NCTHW: Tensor | None  # latent of the first frame and grey ones
     ids_NWS: Tensor
     mask_1CTHW: Tensor
+    states_NWSE: Tensor | None = None  # what the text encoder says about `ids_NWS`
+    bias_NWS: Tensor | None = None
 
     def __len__(self) -> int:
         return self.latent_NCTHW.shape[0]
 
-    def sample(self, count: int, rng: Generator, with_image: bool) -> Batch:
-        """Random clips with a random wording each."""
+    def sample(
+        self, count: int, rng: Generator, with_image: bool, frames: int | None = None
+    ) -> Batch:
+        """Random clips with a random wording each; `frames` latent frames, None for all."""
         device = self.latent_NCTHW.device
         rows = torch.randint(len(self), (count,), generator=rng, device=device)
         wording = torch.randint(WORDINGS, (count,), generator=rng, device=device)
@@ -54,7 +60,26 @@ class Bank:
             if self.picture_NCTHW is None:
                 raise ValueError("this bank was made without image conditions")
             image = with_mask(self.picture_NCTHW[rows].float(), self.mask_1CTHW)
-        return Batch(self.latent_NCTHW[rows].float(), ids, image)
+        text = None
+        if self.states_NWSE is not None and self.bias_NWS is not None:
+            states = self.states_NWSE[rows, wording].float()
+            text = TextStates(states, self.bias_NWS[rows, wording])
+        return Batch(self.latent_NCTHW[:, :, :frames][rows].float(), ids, image, text)
+
+    @torch.no_grad()
+    def with_states(self, transformer: nn.Module, chunk: int = 1024) -> Bank:
+        """The same bank, its captions encoded once; float16."""
+        states, biases = [], []
+        for ids in self.ids_NWS.flatten(0, 1).split(chunk):
+            text = encode_rows(transformer, ids.long())
+            states.append(text.states_BSE.half())
+            biases.append(text.bias_BS)
+        shape = (-1, self.ids_NWS.shape[1])
+        return replace(
+            self,
+            states_NWSE=torch.cat(states).unflatten(0, shape),
+            bias_NWS=torch.cat(biases).unflatten(0, shape),
+        )
 
 
 def with_mask(picture_BCTHW: Tensor, mask_1CTHW: Tensor) -> Tensor:

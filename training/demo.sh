@@ -43,8 +43,8 @@ print("VAE:", sorted(best))
 PY
 fi
 
-run 0 t2v --from "$work/base" bank:0.6 t2v:"${TEACHER_MINUTES:-3.9}" t2v-student:"${STUDENT_MINUTES:-2}" &
-run 1 i2v --from "$work/base" bank-images:0.6 i2v:"${TEACHER_MINUTES:-3.9}" i2v-student:"${STUDENT_MINUTES:-2}" &
+run 0 t2v --from "$work/base" bank:"${BANK_MINUTES:-0.9}" t2v:"${TEACHER_MINUTES:-8}" t2v-student:"${STUDENT_MINUTES:-2}" &
+run 1 i2v --from "$work/base" bank-images:"${BANK_MINUTES:-0.9}" i2v:"${TEACHER_MINUTES:-8}" i2v-student:"${STUDENT_MINUTES:-2}" &
 wait
 mkdir -p "$work/all"
 cp "$work"/base/demo_*.safetensors "$work"/t2v/*.safetensors "$work"/i2v/*.safetensors "$work/all"

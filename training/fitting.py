@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .muon import Muon
 from .progress import Average, Clock, Journal, cosine, is_finite
+from .replay import forget_gradients
 
 LEAST_STEPS = 2  # even where the time was used up before
 SAVE_SECONDS = 45.0
@@ -22,6 +24,7 @@ class Recipe:
     """Optimiser settings of one stage."""
 
     lr: float
+    matrix_lr: float | None = None  # of Muon, for the matrices of blocks; None is AdamW throughout
     warmup: int = 200
     decay: float = 0.999  # of the averages
     betas: tuple[float, float] = (0.9, 0.99)
@@ -48,28 +51,30 @@ def fit(
     journal: Journal,
     save: Callable[[list[nn.Module]], None],
 ) -> Fit:
-    """Minimise `loss_at(fraction of the time)`; `save` gets the averages every SAVE_SECONDS."""
+    """Minimise `loss_at(fraction of the time)`; `save` gets the averages every SAVE_SECONDS.
+
+    A loss that is detached has left its gradients in the parameters already.
+    """
     averages = [Average(module, recipe.decay) for module in modules]
     result = Fit([average.module for average in averages])
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=recipe.lr,
-        betas=recipe.betas,
-        weight_decay=recipe.weight_decay,
-        fused=parameters[0].is_cuda,
-    )
+    optimizers = make_optimizers(modules, recipe)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    full_rates = [group["lr"] for group in groups]
     saved = noted = time.monotonic()
     noted_step, bad_in_a_row = 0, 0
     while result.steps < LEAST_STEPS or not clock.is_over:
         fraction = clock.fraction
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * cosine(fraction, result.steps, recipe.warmup)
+        share = cosine(fraction, result.steps, recipe.warmup)
+        for group, rate in zip(groups, full_rates, strict=True):
+            group["lr"] = rate * share
         loss = loss_at(fraction)
-        loss.backward()
+        if loss.requires_grad:
+            loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, recipe.clip)
         if is_finite(loss.detach() + norm):
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             for average in averages:
                 average.update()
             result.losses.append(float(loss.detach()))
@@ -79,7 +84,7 @@ def fit(
             bad_in_a_row += 1
             if bad_in_a_row > MOST_BAD_STEPS:
                 raise RuntimeError(f"{stage}: the loss is not finite any more")
-        optimizer.zero_grad(set_to_none=True)
+        forget_gradients(parameters)
         result.steps += 1
         now = time.monotonic()
         if now - noted > NOTE_SECONDS:
@@ -92,6 +97,27 @@ def fit(
     _note(journal, stage, result, result.steps / clock.elapsed, noted_step)
     save(result.averages)
     return result
+
+
+def make_optimizers(modules: Sequence[nn.Module], recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the matrices of blocks and AdamW for the rest."""
+    matrices, rest = [], []
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                is_matrix = parameter.ndim == 2 and name.startswith("blocks.")
+                use_muon = recipe.matrix_lr is not None and is_matrix
+                (matrices if use_muon else rest).append(parameter)
+    adam = torch.optim.AdamW(
+        rest,
+        lr=recipe.lr,
+        betas=recipe.betas,
+        weight_decay=recipe.weight_decay,
+        fused=rest[0].is_cuda,
+    )
+    if recipe.matrix_lr is None:
+        return [adam]
+    return [adam, Muon(matrices, lr=recipe.matrix_lr, weight_decay=recipe.weight_decay)]
 
 
 def _note(journal: Journal, stage: str, result: Fit, rate: float, since: int) -> None:

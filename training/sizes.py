@@ -30,14 +30,14 @@ class Sizes:
     dim: int = 256
     ffn_dim: int = 512
     layers: int = 5
-    teacher_batch: int = 128
-    student_batch: int = 128
+    teacher_batch: int = 256
+    student_batch: int = 256
     # Data and sampling
     bank_clips: int = 40_000
     text_batch: int = 256
     chunk: int = 32  # clips that go through the VAE together
     teacher_steps: int = 48  # a multiple of four: the student's sigmas lie on its path
-    path_batch: int = 64  # doubled by guidance; then it is the student's, and compiles once
+    path_batch: int = 128  # doubled by guidance; then it is the student's, and compiles once
     exam_clips: int = 256
 
     def transformer(self, takes_image: bool) -> WanConfig:

@@ -27,7 +27,7 @@ PATH_PART = 0.38  # of the time, for the teacher's paths
 OWN_FROM = 0.35  # of the rest; from here on half of the batches start from the student's own states
 STEP_SHARES = (0.15, 0.20, 0.25, 0.40)  # how often each of the four steps is trained
 SOFTNESS = 0.1  # below this an error counts squared, above it by its size
-RECIPE = Recipe(lr=2.5e-4, warmup=50, decay=0.995)
+RECIPE = Recipe(lr=2.5e-4, matrix_lr=5e-4, warmup=50, decay=0.995)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

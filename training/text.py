@@ -54,6 +54,13 @@ class TextStates:
             torch.cat((self.states_BSE, other.states_BSE)), torch.cat((self.bias_BS, other.bias_BS))
         )
 
+    def replaced(self, is_other_B: Tensor, other: TextStates) -> TextStates:
+        """`other`, a single row, where `is_other_B` says so."""
+        return TextStates(
+            torch.where(is_other_B[:, None, None], other.states_BSE, self.states_BSE),
+            torch.where(is_other_B[:, None], other.bias_BS, self.bias_BS),
+        )
+
     def __getitem__(self, rows: slice | Tensor) -> TextStates:
         return TextStates(self.states_BSE[rows], self.bias_BS[rows])
 
