@@ -31,6 +31,7 @@ class Context:
     seed: int
     journal: Journal
     cfg: float = 3.0  # guidance of the teacher
+    rollout: str = "euler"  # of distribution matching
     lr: float | None = None  # of the VAE; None is the recipe's own
     compiles: bool | None = None  # the transformer's blocks; None until it was timed
     bank: Bank | None = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
+from torch.utils.checkpoint import checkpoint
 
 from lightx2v_core.datatypes import SamplerPlan
 from lightx2v_core.ops.attention import Attend
@@ -51,10 +53,19 @@ def run_one_block(
 class Denoiser:
     """Velocity of a model for a batch with one sigma per clip."""
 
-    def __init__(self, model: WanModel, dtype: torch.dtype, compiles: bool | None = False) -> None:
+    def __init__(
+        self,
+        model: WanModel,
+        dtype: torch.dtype,
+        compiles: bool | None = False,
+        checkpoints: bool = False,
+    ) -> None:
+        """`checkpoints` computes each block a second time in the backward pass, to save memory."""
         self.model = model
         model.compute_dtype = dtype
-        self._run_one = torch.compile(run_one_block, dynamic=False) if compiles else run_one_block
+        run_one = torch.compile(run_one_block, dynamic=False) if compiles else run_one_block
+        again = partial(checkpoint, run_one, use_reentrant=False)
+        self._run_one = again if checkpoints else run_one
 
     def __call__(
         self, x_BCTHW: Tensor, sigma_B: Tensor, text: TextStates, image_BCTHW: Tensor | None
@@ -89,7 +100,11 @@ class Denoiser:
 
 def training_sigmas(count: int, rng: Generator, device: torch.device) -> Tensor:
     """Sigmas of a uniform draw on the unshifted line."""
-    s = torch.rand(count, generator=rng, device=device).clamp(1e-3, 1.0)
+    return shift_sigmas(torch.rand(count, generator=rng, device=device).clamp(1e-3, 1.0))
+
+
+def shift_sigmas(s: Tensor) -> Tensor:
+    """The training shift, on numbers between 0 and 1."""
     return SHIFT * s / (1 + (SHIFT - 1) * s)
 
 

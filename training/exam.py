@@ -20,7 +20,7 @@ from .sheets import save_sheet
 from .text import TextStates, empty_rows, encode_rows, read_encoder
 from .world import Scenes, sample_scenes
 
-EXAM_SEED = 70_001
+EXAM_SEED, VALIDATION_SEED = 70_001, 70_011
 TRIED_CFG = (1.0, 2.0, 3.0, 4.0)
 QUICK_CLIPS = 64
 SHEET_CLIPS = 6
@@ -49,9 +49,16 @@ class Exam:
 
 
 @torch.no_grad()
-def make_exam(context: Context, task: str, count: int, vae: WanVae, text: nn.Module) -> Exam:
+def make_exam(
+    context: Context,
+    task: str,
+    count: int,
+    vae: WanVae,
+    text: nn.Module,
+    seed: int = EXAM_SEED,
+) -> Exam:
     """The same questions every time it is called with the same count."""
-    scenes = sample_scenes(count, Generator().manual_seed(EXAM_SEED)).to(context.device)
+    scenes = sample_scenes(count, Generator().manual_seed(seed)).to(context.device)
     pixels = context.render(scenes)
     prompts = [plain_prompt(story) for story in stories(scenes)]
     ids = caption_rows(context)(prompts).to(context.device)

@@ -1,9 +1,9 @@
 """Run stages, each for its minutes: `python -m training.run --out DIR vae:4.5 bank:0.7 t2v:7`.
 No stage at all draws the curves of the journal in DIR.
 
-Stages: text, vae, bank, bank-images, t2v, i2v, t2v-student, i2v-student, package. The bank lives in
-this process only, so it stands before the stages that train transformers. Files of earlier runs are
-read from --from.
+Stages: text, vae, bank, bank-images, t2v, i2v, t2v-student, i2v-student, t2v-dmd, i2v-dmd, experts,
+package. The bank lives in this process only, so it stands before the stages that train
+transformers. Files of earlier runs are read from --from.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import torch
 from .autoencoder import train_vae
 from .bank import fill_bank
 from .context import Context
+from .distill import train_dmd
+from .dmd import ROLLOUTS
+from .experts import train_experts
 from .package import package
 from .progress import Journal, release_memory
 from .reader import train_text
@@ -34,6 +37,9 @@ STAGES: dict[str, Stage] = {
     "i2v": train_i2v,
     "t2v-student": lambda context, minutes: train_student(context, "t2v", minutes),
     "i2v-student": lambda context, minutes: train_student(context, "i2v", minutes),
+    "t2v-dmd": lambda context, minutes: train_dmd(context, "t2v", minutes),
+    "i2v-dmd": lambda context, minutes: train_dmd(context, "i2v", minutes),
+    "experts": train_experts,
     "package": package,
 }
 
@@ -52,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=options.seed,
         journal=Journal(options.out),
         cfg=options.cfg,
+        rollout=options.rollout,
         lr=options.lr,
         compiles={"auto": None, "on": True, "off": False}[options.compile],
     )
@@ -70,6 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to try every stage")
     parser.add_argument("--cfg", type=float, default=3.0, help="guidance of the teacher's paths")
+    parser.add_argument("--rollout", choices=ROLLOUTS, default="euler", help="of the dmd stages")
     parser.add_argument("--lr", type=float, help="of the VAE, instead of its recipe's")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
     return parser

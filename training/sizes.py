@@ -32,6 +32,7 @@ class Sizes:
     layers: int = 5
     teacher_batch: int = 256
     student_batch: int = 256
+    dmd_batch: int = 128
     # Data and sampling
     bank_clips: int = 40_000
     text_batch: int = 256
@@ -75,6 +76,7 @@ SMOKE = Sizes(
     teacher_batch=4,
     text_batch=8,
     student_batch=4,
+    dmd_batch=4,
     bank_clips=8,
     chunk=4,
     teacher_steps=4,

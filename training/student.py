@@ -8,7 +8,9 @@ ODE regression as a start of distillation: https://arxiv.org/abs/2412.07772
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -21,6 +23,7 @@ from .exam import load_judges, make_exam, note_scores, show_clips, sit_exam
 from .files import STUDENTS, TEACHERS, find, read_transformer, save_weights
 from .fitting import Recipe, fit
 from .progress import Clock
+from .replay import gradients_of
 from .text import TextStates, empty_rows, encode_rows
 
 PATH_PART = 0.38  # of the time, for the teacher's paths
@@ -35,11 +38,11 @@ class Paths:
     """States at the student's sigmas, float16, and the conditions that led there."""
 
     states_KNCTHW: Tensor  # K = 5: noise, three in between, clean
-    ids_NS: Tensor
+    text: TextStates  # N rows, float16
     image_NCTHW: Tensor | None
 
     def __len__(self) -> int:
-        return self.ids_NS.shape[0]
+        return self.states_KNCTHW.shape[1]
 
 
 def train_student(context: Context, task: str, minutes: float) -> None:
@@ -53,10 +56,13 @@ def train_student(context: Context, task: str, minutes: float) -> None:
     walker = Denoiser(student, context.dtype, context.compiles)
     rng = Generator(context.device).manual_seed(context.seed + 5000)
     picks = Generator().manual_seed(context.seed + 5001)
+    parameters, batch = list(student.parameters()), context.sizes.student_batch
+    from_path = gradients_of(lambda: chord_loss(walker, paths, batch, False, rng), parameters, rng)
+    from_own = gradients_of(lambda: chord_loss(walker, paths, batch, True, rng), parameters, rng)
 
     def loss_at(fraction: float) -> Tensor:
         own = fraction > OWN_FROM and float(torch.rand((), generator=picks)) < 0.5
-        return chord_loss(walker, text, paths, context.sizes.student_batch, own, rng)
+        return from_own() if own else from_path()
 
     def save(averages: list[nn.Module]) -> None:
         save_weights(context.out / STUDENTS[task], averages[0].state_dict(), task)
@@ -77,28 +83,32 @@ def walk_paths(
 ) -> Paths:
     """As many of the teacher's paths as the time allows, at least two batches."""
     sizes, bank = context.sizes, bank_of(context)
+    if bank.states_NWSE is None:
+        bank = context.bank = bank.with_states(text)
     rng = Generator(context.device).manual_seed(context.seed + 4000)
     sigmas = path_sigmas(sizes.teacher_steps)
     quarter = sizes.teacher_steps // 4
-    states, ids, images = [], [], []
+    empty = encode_rows(text, empty_rows(1, context.device)).expanded(sizes.path_batch)
+    states, texts, images = [], [], []
     while len(states) < 2 or not clock.is_over:
         batch = bank.sample(sizes.path_batch, rng, with_image=task == "i2v")
+        assert batch.text is not None, "the bank's captions are encoded"
         noise = torch.randn(batch.latent_BCTHW.shape, generator=rng, device=context.device)
-        empty = encode_rows(text, empty_rows(sizes.path_batch, context.device))
-        texts = (encode_rows(text, batch.ids_BS), empty)
         x, kept = noise, [noise.half()]
         for step, (sigma, to) in enumerate(pairwise(sigmas), start=1):
             sigma_B = torch.full((len(x),), sigma, device=x.device)
-            x = x + (to - sigma) * denoiser.guided(
-                x, sigma_B, texts, batch.image_BCTHW, context.cfg
-            )
+            both = (batch.text, empty)
+            x = x + (to - sigma) * denoiser.guided(x, sigma_B, both, batch.image_BCTHW, context.cfg)
             if step % quarter == 0:
                 kept.append(x.half())
         states.append(torch.stack(kept))
-        ids.append(batch.ids_BS)
+        texts.append(batch.text.half())
         if batch.image_BCTHW is not None:
             images.append(batch.image_BCTHW.half())
-    paths = Paths(torch.cat(states, dim=1), torch.cat(ids), torch.cat(images) if images else None)
+    joined = TextStates(
+        torch.cat([t.states_BSE for t in texts]), torch.cat([t.bias_BS for t in texts])
+    )
+    paths = Paths(torch.cat(states, dim=1), joined, torch.cat(images) if images else None)
     bad = int((~paths.states_KNCTHW[-1].flatten(1).isfinite().all(dim=1)).sum())
     if bad:
         raise RuntimeError(f"{bad} of {len(paths)} paths of the teacher are not finite")
@@ -112,21 +122,29 @@ def walk_paths(
 
 
 def chord_loss(
-    walker: Denoiser, text: nn.Module, paths: Paths, count: int, own: bool, rng: Generator
+    walker: Denoiser,
+    paths: Paths,
+    count: int,
+    own: bool,
+    rng: Generator,
+    shares: Sequence[float] = STEP_SHARES,
 ) -> Tensor:
-    """How far one Euler step from a state on the path (or the student's own) misses the next."""
-    device = paths.ids_NS.device
+    """How far one Euler step from a state on the path (or the student's own) misses the next.
+
+    `shares` says how often each step is taken.
+    """
+    device = paths.states_KNCTHW.device
     rows = torch.randint(len(paths), (count,), generator=rng, device=device)
-    shares = torch.tensor(STEP_SHARES, device=device)
-    step_B = torch.multinomial(shares, count, replacement=True, generator=rng)
+    step_B = torch.multinomial(
+        numbers(tuple(shares), device), count, replacement=True, generator=rng
+    )
     image = None if paths.image_NCTHW is None else paths.image_NCTHW[rows].float()
-    with torch.no_grad():
-        states = encode_rows(text, paths.ids_NS[rows])
-        if own:
-            x = own_states(walker, paths.states_KNCTHW[0, rows].float(), step_B, states, image)
-        else:
-            x = paths.states_KNCTHW[step_B, rows].float()
-    sigmas = torch.tensor(STUDENT_SIGMAS, device=device)
+    states = paths.text[rows].float()
+    if own:
+        x = own_states(walker, paths.states_KNCTHW[0, rows].float(), step_B, states, image)
+    else:
+        x = paths.states_KNCTHW[step_B, rows].float()
+    sigmas = numbers(STUDENT_SIGMAS, device)
     sigma_B = sigmas[step_B]
     drop = per_clip(sigma_B - sigmas[step_B + 1])
     wanted = (x - paths.states_KNCTHW[step_B + 1, rows].float()) / drop
@@ -144,9 +162,15 @@ def own_states(
 ) -> Tensor:
     """Where the student's own Euler steps have led each clip before its step `step_B`."""
     x = result = noise_BCTHW
-    for step in range(int(step_B.max())):
+    for step in range(len(STUDENT_SIGMAS) - 2):
         sigma, to = STUDENT_SIGMAS[step], STUDENT_SIGMAS[step + 1]
         sigma_B = torch.full((len(x),), sigma, device=x.device)
         x = x + (to - sigma) * walker(x, sigma_B, text, image_BCTHW)
         result = torch.where(per_clip(step_B) == step + 1, x, result)
     return result
+
+
+@cache
+def numbers(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """On the device once: a CUDA graph cannot copy them there."""
+    return torch.tensor(values, device=device)

@@ -61,6 +61,16 @@ class TextStates:
             torch.where(is_other_B[:, None], other.bias_BS, self.bias_BS),
         )
 
+    def expanded(self, count: int) -> TextStates:
+        """The single row, `count` times."""
+        return TextStates(self.states_BSE.expand(count, -1, -1), self.bias_BS.expand(count, -1))
+
+    def half(self) -> TextStates:
+        return TextStates(self.states_BSE.half(), self.bias_BS)
+
+    def float(self) -> TextStates:
+        return TextStates(self.states_BSE.float(), self.bias_BS)
+
     def __getitem__(self, rows: slice | Tensor) -> TextStates:
         return TextStates(self.states_BSE[rows], self.bias_BS[rows])
 

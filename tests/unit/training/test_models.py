@@ -124,9 +124,9 @@ def test_the_chords_of_the_paths_are_the_students_optimum() -> None:
     rows = CaptionRows(learn_pieces(seed=3, count=300))
     text = new_encoder(SMOKE, rows.model, rows.size, seed=1).requires_grad_(False).transformer
     states = torch.randn(5, 3, *SMOKE.latent_shape, generator=Generator().manual_seed(10)).half()
-    paths = Paths(states, rows(["a", "b", "c"]), None)
+    paths = Paths(states, encode_rows(text, rows(["a", "b", "c"])), None)
 
     for own in (False, True):
-        loss = chord_loss(Chord(states), text, paths, 8, own, Generator().manual_seed(11))
+        loss = chord_loss(Chord(states), paths, 8, own, Generator().manual_seed(11))
 
         assert float(loss) < 1e-4
