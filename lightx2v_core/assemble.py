@@ -13,7 +13,7 @@ import torch
 
 from . import ops as default_ops
 from .checkpoint.detect import CheckpointInfo, detect
-from .checkpoint.layouts import official_names, official_vae_names
+from .checkpoint.layouts import official_names, official_vae_names, plain_vae_names
 from .checkpoint.load import assign
 from .checkpoint.quantised import Codes, read_codes
 from .checkpoint.source import Checkpoint, open_checkpoint
@@ -26,6 +26,7 @@ from .text.tokenizer import read_tokenizer
 from .text.umt5 import TextEncoder, build_text_encoder, check_text_encoder
 from .vision.clip import ClipVision, build_clip_vision
 from .wan.model import Ops, WanModel
+from .wan.tae import TinyConfig, TinyVae, Vae, is_tiny
 from .wan.vae import VaeConfig, WanVae
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ PART_OPTIONS = {"vae": "--vae", "text": "--text-encoder", "clip": "--clip-vision
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The files one generation needs. `low` is the second expert, `clip` only Wan 2.1 I2V's."""
+    """The files one generation needs. `low` is the second expert, `clip` only Wan 2.1 I2V's;
+    `tae` decodes in place of `vae`, which then only encodes."""
 
     transformer: Path
     vae: Path
@@ -59,6 +61,7 @@ class Parts:
     low: Path | None = None
     clip: Path | None = None
     tokenizer: Path | None = None
+    tae: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,9 +139,14 @@ def swap_linears(model: WanModel, scheme: str, codes: dict[str, Codes], source: 
         model.set_submodule(name, empty)
 
 
-def load_vae(path: str | Path, dtype: torch.dtype = torch.float32) -> WanVae:
-    """The Wan 2.1 VAE (or a narrower one of its kind) in official or diffusers names."""
+def load_vae(path: str | Path, dtype: torch.dtype = torch.float32) -> Vae:
+    """Wan 2.1's VAE in official or diffusers names, a narrower one of its kind, or a tiny one.
+
+    Raises CheckpointError for any other file, also for VAEs of other models.
+    """
     checkpoint = open_checkpoint(path)
+    if is_tiny(names := plain_vae_names(checkpoint.headers)):
+        return _load_tiny_vae(checkpoint, names, dtype)
     with torch.device("meta"):
         names = official_vae_names(checkpoint.headers, WanVae(VaeConfig()).state_dict())
     shapes = {name: checkpoint.headers[stored].shape for name, stored in names.items()}
@@ -146,6 +154,14 @@ def load_vae(path: str | Path, dtype: torch.dtype = torch.float32) -> WanVae:
     with torch.device("meta"):
         vae = WanVae(config)
     assign(vae, checkpoint.tensors(names), checkpoint.name, "Wan 2.1 VAE", dtype)
+    return vae.to(dtype)
+
+
+def _load_tiny_vae(checkpoint: Checkpoint, names: dict[str, str], dtype: torch.dtype) -> TinyVae:
+    shapes = {name: checkpoint.headers[stored].shape for name, stored in names.items()}
+    with torch.device("meta"):
+        vae = TinyVae(TinyConfig.from_shapes(shapes, checkpoint.name))
+    assign(vae, checkpoint.tensors(names), checkpoint.name, "tiny VAE (TAEHV)", dtype)
     return vae.to(dtype)
 
 
@@ -197,7 +213,7 @@ def find_parts(
 ) -> Parts:
     """Every file for `model`: "demo", a transformer file, or a folder in a published layout.
 
-    `given` names parts ("vae", "text", "clip") that are not to be searched for. Raises
+    `given` names parts ("vae", "text", "clip", "tae") that are not to be searched for. Raises
     CheckpointError that says which part was not found, where, and under which names.
     """
     named = {part: path for part, path in (given or {}).items() if path is not None}
@@ -206,6 +222,7 @@ def find_parts(
             demo_path(task),
             named.get("vae", demo_path("vae")),
             named.get("text", demo_path("text")),
+            tae=named.get("tae"),
         )
     path = Path(model)
     if not path.exists():
@@ -223,6 +240,7 @@ def find_parts(
         low=low,
         clip=named.get("clip") or _search("clip", homes),
         tokenizer=tokenizer,
+        tae=named.get("tae"),
     )
 
 

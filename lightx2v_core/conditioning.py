@@ -11,7 +11,13 @@ from torch import Tensor
 from .datatypes import VideoSize
 from .errors import RequestError
 from .wan.config import WanConfig
-from .wan.vae import WanVae
+from .wan.tae import TinyVae, Vae
+
+TINY_ENCODER = (
+    "a start image must be encoded by the real VAE, and this one is tiny (TAEHV): its first latent "
+    "frame mixes four frames, the start image with three grey ones. Encode with wan_2.1_vae; the "
+    "tiny one can still decode the result"
+)
 
 
 def fit_image(image_CHW: Tensor, width: int, height: int) -> Tensor:
@@ -40,7 +46,7 @@ def frame_mask(size: VideoSize, known_frames: set[int]) -> Tensor:
 
 
 def image_condition(
-    vae: WanVae,
+    vae: Vae,
     size: VideoSize,
     first_CHW: Tensor,
     last_CHW: Tensor | None = None,
@@ -62,6 +68,12 @@ def image_condition(
     latent = vae.encode(clip.to(parameter.device), on_chunk=on_chunk).float()
     mask = frame_mask(size, set(known)).to(latent.device)
     return torch.cat((mask, latent), dim=1)
+
+
+def check_encodes(vae: object) -> None:
+    """Refuse a tiny VAE for start images: what it encodes is not what a model was trained on."""
+    if isinstance(vae, TinyVae):
+        raise RequestError(TINY_ENCODER)
 
 
 def check_pairing(

@@ -20,7 +20,7 @@ from .assemble import (
     load_transformer,
     load_vae,
 )
-from .conditioning import check_pairing, image_condition
+from .conditioning import check_encodes, check_pairing, image_condition
 from .datatypes import SamplerPlan, StepEvent, VideoSize
 from .device import select_dtype
 from .errors import RequestError
@@ -104,6 +104,7 @@ class Pipeline:
         self.text = load_text_encoder(parts.text, parts.tokenizer, dtype)
         self._check_text(self.text)
         self.vae = load_vae(parts.vae, dtype)
+        self.decoder = self.vae if parts.tae is None else load_vae(parts.tae, dtype)
         clip = parts.clip if self.config.clip_tokens else None
         self.clip = None if clip is None else load_clip_vision(clip, dtype)
 
@@ -155,6 +156,8 @@ class Pipeline:
         size.check()
         plan = self.plan(request.overrides)
         check_pairing(self.config, request.image is not None, request.last_image is not None)
+        if request.image is not None:
+            check_encodes(self.vae)
         seconds: dict[str, float] = {}
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -174,8 +177,8 @@ class Pipeline:
 
             latent = sample(denoise, noise, plan, rng, on_step)
             self._release()
-        with self._stage("decode", seconds), borrowed(self.vae, self.device):
-            pixels = self.vae.decode(
+        with self._stage("decode", seconds), borrowed(self.decoder, self.device):
+            pixels = self.decoder.decode(
                 latent, lambda done, total: on_progress("decode", done, total), output_device="cpu"
             )
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0

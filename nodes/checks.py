@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..lightx2v_core.checkpoint.detect import CheckpointInfo
+from ..lightx2v_core.conditioning import TINY_ENCODER, check_encodes
 from ..lightx2v_core.errors import RequestError
 
 CHANNELS_5B = 48
@@ -92,6 +93,14 @@ def check_vae(vae: object, channels: int) -> None:
         f"this VAE has {found} latent channels ({which}) and {channels} are needed; load "
         "wan_2.1_vae, which all Wan 2.1 and Wan 2.2 14B models use"
     )
+
+
+def check_image_encoder(vae: object) -> None:
+    """Before encoding a start image: a tiny VAE, ours or the host's own, is for decoding."""
+    model = getattr(vae, "first_stage_model", None)
+    check_encodes(getattr(model, "core", model))
+    if type(model).__name__ == "TAEHV":
+        raise RequestError(TINY_ENCODER)
 
 
 def check_request(model: object, positive: list, samples: Tensor) -> None:

@@ -20,7 +20,8 @@ from ..lightx2v_core.memory.residency import Residency
 from ..lightx2v_core.text.clean import clean_prompt
 from ..lightx2v_core.text.tokenizer import EOS, MAX_TOKENS, PromptTokenizer
 from ..lightx2v_core.text.umt5 import TextEncoder
-from ..lightx2v_core.wan.vae import SPACE, TIME, Z_DIM, WanVae, denormalise, normalise
+from ..lightx2v_core.wan.tae import TinyVae, Vae
+from ..lightx2v_core.wan.vae import SPACE, TIME, Z_DIM, denormalise, normalise
 from .patcher import ResidentPatcher
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 TOKENS_KEY = "umt5xxl"  # the name native nodes know Wan's tokens by
 SMALL_ENCODER = 2**31  # bytes
 OFFICIAL_WIDTH = 96  # of the VAE whose memory ComfyUI's figures are for
+# Values at work per pixel of one frame in the tiny VAE. Counted for one latent frame at a time:
+# 475 while it encodes, 600 while it decodes; the rest is room for the convolutions' workspace.
+TINY_ENCODE, TINY_DECODE = 650, 800
 
 
 class VaeBorder(nn.Module):
@@ -35,7 +39,7 @@ class VaeBorder(nn.Module):
 
     blocks = ()
 
-    def __init__(self, vae: WanVae) -> None:
+    def __init__(self, vae: Vae) -> None:
         super().__init__()
         self.core = vae
         self.engine = Residency(self)
@@ -64,7 +68,7 @@ def _chunk_report() -> Callable[[int, int], None]:
 class HostVae(comfy.sd.VAE):
     """The host's VAE around our module. Its __init__ is left out: it wants a file it knows."""
 
-    def __init__(self, vae: WanVae, dtype: torch.dtype) -> None:
+    def __init__(self, vae: Vae, dtype: torch.dtype) -> None:
         self.first_stage_model = VaeBorder(vae).eval()
         self.vae_dtype, self.working_dtypes = dtype, [dtype]
         self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
@@ -80,8 +84,7 @@ class HostVae(comfy.sd.VAE):
         self.process_input = lambda image: image * 2.0 - 1.0
         # In place: newer hosts ignore what this returns.
         self.process_output = lambda image: image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
-        self.memory_used_encode = _memory(vae.config.encoder_dim, 1500, 6000, 1)
-        self.memory_used_decode = _memory(vae.config.decoder_dim, 2200, 7000, SPACE * SPACE)
+        self.memory_used_encode, self.memory_used_decode = _memory_of(vae)
         self.crop_input, self.not_video, self.disable_offload = True, False, False
         self.extra_1d_channel = self.size = None
         self.audio_sample_rate = 44100
@@ -90,6 +93,29 @@ class HostVae(comfy.sd.VAE):
             load_device=self.device,
             offload_device=mm.vae_offload_device(),
         )
+
+
+def _memory_of(vae: Vae) -> tuple[Callable, Callable]:
+    """Bytes that encoding (of B C F H W pixels) and decoding (of a B C T H W latent) take."""
+    if isinstance(vae, TinyVae):
+        return _tiny_memory(TINY_ENCODE, 1, 1), _tiny_memory(TINY_DECODE, SPACE, TIME)
+    return (
+        _memory(vae.config.encoder_dim, 1500, 6000, 1),
+        _memory(vae.config.decoder_dim, 2200, 7000, SPACE * SPACE),
+    )
+
+
+def _tiny_memory(values: int, side: int, frames: int) -> Callable:
+    """For an input whose cells are `side` pixels wide and high and `frames` frames long.
+
+    The clip itself counts with 12 bytes a pixel, as if it were on the card.
+    """
+
+    def used(shape: Sequence[int], dtype: torch.dtype) -> float:
+        per_pixel = values * mm.dtype_size(dtype) + 12 * shape[2] * frames
+        return per_pixel * shape[3] * shape[4] * side * side
+
+    return used
 
 
 def _memory(width: int, short: int, long: int, area: int) -> Callable:

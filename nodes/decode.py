@@ -46,7 +46,9 @@ class DecodeVideo(io.ComfyNode):
             "first and uses tiles last. If all fails the latent is saved and named.",
             inputs=[
                 io.Latent.Input("latent"),
-                io.Vae.Input("vae", tooltip="wan_2.1_vae, from any loader."),
+                io.Vae.Input(
+                    "vae", tooltip="wan_2.1_vae, or a tiny one for a quick look, from any loader."
+                ),
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The frames.")],
             hidden=[io.Hidden.unique_id],

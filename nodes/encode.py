@@ -14,7 +14,7 @@ from ..lightx2v_core.conditioning import fit_image, frame_mask
 from ..lightx2v_core.datatypes import VideoSize
 from ..lightx2v_core.errors import RequestError
 from ..lightx2v_core.wan.vae import Z_DIM
-from .checks import check_vae
+from .checks import check_image_encoder, check_vae
 from .progress import show_text
 from .schema import newer, size_inputs, snap_size
 
@@ -34,7 +34,7 @@ class ImageToVideo(io.ComfyNode):
             description="Puts a start image, and an end image if given, into the conditioning.",
             inputs=[
                 io.Conditioning.Input("positive"),
-                io.Vae.Input("vae", tooltip="wan_2.1_vae, from any loader."),
+                io.Vae.Input("vae", tooltip="wan_2.1_vae, from any loader; not a tiny one."),
                 io.Image.Input(
                     "start_image", tooltip="Scaled to cover the size and cropped in the middle."
                 ),
@@ -74,6 +74,7 @@ class ImageToVideo(io.ComfyNode):
         clip_vision_output: ClipVisionOutput | None = None,
     ) -> io.NodeOutput:
         check_vae(vae, Z_DIM)
+        check_image_encoder(vae)
         size, snapped = snap_size(width, height, frames)
         if snapped:
             show_text(snapped, cls.hidden.unique_id)

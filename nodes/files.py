@@ -15,6 +15,8 @@ from ..lightx2v_core.presets import DEMO_FILES, DEMO_FOLDER
 
 DEMO_PREFIX = "lightx2v_demo/"
 DEMO_PARTS = {"diffusion_models": ("t2v", "i2v"), "vae": ("vae",), "text_encoders": ("text",)}
+APPROX = "vae_approx"  # where ComfyUI keeps tiny VAEs, among those of other models
+WAN_TINY = re.compile(r"tae_?w(an)?_?2[._]?1", re.IGNORECASE)
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
@@ -23,6 +25,19 @@ def list_files(folder: str) -> list[str]:
     parts = (DEMO_FILES[part] for part in DEMO_PARTS.get(folder, ()))
     demo = [DEMO_PREFIX + name for name in parts if (DEMO_FOLDER / name).is_file()]
     return [*demo, *folder_paths.get_filename_list(folder)]
+
+
+def list_vaes() -> list[str]:
+    """As `list_files`, and the tiny VAEs for Wan 2.1 as vae_approx/NAME."""
+    tiny = [name for name in list_files(APPROX) if WAN_TINY.search(name)]
+    return [*list_files("vae"), *(f"{APPROX}/{name}" for name in tiny)]
+
+
+def vae_place(listed: str) -> tuple[str, str]:
+    """Folder and name behind an entry of `list_vaes`."""
+    if listed.startswith(f"{APPROX}/") and listed not in list_files("vae"):
+        return APPROX, listed.removeprefix(f"{APPROX}/")
+    return "vae", listed
 
 
 def resolve(folder: str, name: str) -> Path:

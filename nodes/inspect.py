@@ -13,7 +13,10 @@ from .files import fingerprint, list_files, resolve
 from .progress import show_text
 from .schema import newer
 
-FOLDERS = ("diffusion_models", "text_encoders", "vae", "loras", "clip_vision", "checkpoints")
+FOLDERS = (
+    *("diffusion_models", "text_encoders", "vae", "vae_approx", "loras", "clip_vision"),
+    "checkpoints",
+)
 SHOWN = ("family", "task", "expert", "size", "layout", "scheme", "release", "preset", "bytes")
 
 

@@ -7,11 +7,11 @@ from comfy_api.latest import io
 from ..lightx2v_core.ops.attention import BACKENDS
 from .bridge import MEMORY_CHOICES, load_model
 from .codecs import load_host_clip, load_host_vae
-from .files import fingerprint, list_files, resolve
+from .files import fingerprint, list_files, list_vaes, resolve, vae_place
 from .progress import show_text
 from .schema import ADVANCED, newer
 
-MODELS, ENCODERS, VAES = "diffusion_models", "text_encoders", "vae"
+MODELS, ENCODERS = "diffusion_models", "text_encoders"
 
 
 class LoadModel(io.ComfyNode):
@@ -117,23 +117,25 @@ class LoadVae(io.ComfyNode):
             node_id="LightX2VLoadVae",
             display_name="Load VAE (LightX2V)",
             category="LightX2V/loaders",
-            description="Loads the Wan 2.1 VAE, which Wan 2.2 14B uses too. It works in causal "
-            "chunks and can be stopped between them.",
+            description="Loads the Wan 2.1 VAE, which Wan 2.2 14B uses too, its light form, or a "
+            "tiny one for fast decoding. It works in causal chunks and can be stopped between them.",
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=list_files(VAES),
-                    tooltip="wan_2.1_vae from models/vae. wan2.2_vae is only for the 5B model.",
+                    options=list_vaes(),
+                    tooltip="wan_2.1_vae or lightvaew2_1 from models/vae; taew2_1 or lighttaew2_1 "
+                    "(tiny, for decoding) also from models/vae_approx. wan2.2_vae is only for the "
+                    "5B model.",
                 ),
             ],
             outputs=[io.Vae.Output(display_name="vae")],
-            **newer(search_aliases=["lightx2v", "wan vae"]),
+            **newer(search_aliases=["lightx2v", "wan vae", "tae", "taehv", "lightvae"]),
         )
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
-        return fingerprint(VAES, file)
+        return fingerprint(*vae_place(file))
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(load_host_vae(resolve(VAES, file)))
+        return io.NodeOutput(load_host_vae(resolve(*vae_place(file))))

@@ -17,6 +17,7 @@ from ..wan.config import CLIP_TOKENS, HEAD_DIM, WanConfig
 from .headers import TensorHeader
 from .layouts import official_names
 from .source import Checkpoint
+from .vaes import VaeFacts, detect_vae
 
 UNKNOWN = "unknown"
 
@@ -24,9 +25,6 @@ SIZES = {1536: "1.3B", 3072: "5B", 5120: "14B"}
 
 # (kind, a tensor name ending only that kind has); the first match wins.
 OTHER_KINDS = (
-    ("vae", "decoder.middle.0.residual.0.gamma"),
-    ("vae", "decoder.mid_block.resnets.0.norm1.gamma"),
-    ("tiny vae", "decoder.22.bias"),
     ("text encoder", "blocks.0.pos_embedding.embedding.weight"),
     ("text encoder", "block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
     ("text encoder", "text_model.encoder.layers.0.mlp.fc1.weight"),
@@ -87,7 +85,8 @@ class CheckpointInfo:
     def describe(self) -> str:
         """One line for people: Wan 2.2 i2v 14B, high-noise expert, bf16, release distill."""
         if self.kind != "transformer":
-            return f"{self.kind}, {self.scheme}, {self.tensors} tensors"
+            named = [word for word in (self.release, self.family) if word != UNKNOWN]
+            return ", ".join((self.kind, *named, self.scheme, f"{self.tensors} tensors"))
         expert = f", {self.expert}-noise expert" if self.expert else ""
         family = f"Wan of {self.family} version" if self.family == UNKNOWN else self.family
         return (
@@ -100,15 +99,7 @@ def detect(checkpoint: Checkpoint) -> CheckpointInfo:
     """Look at headers and names only."""
     headers = checkpoint.headers
     if not (found := official_names(headers)):
-        kind = _other_kind(headers)
-        scheme = _common_scheme(headers)
-        return CheckpointInfo(
-            kind,
-            scheme=scheme,
-            bytes=checkpoint.nbytes,
-            tensors=len(headers),
-            refusal=_kind_refusal(checkpoint, kind),
-        )
+        return _detect_other(checkpoint)
     layout, names = found
     official = {name: headers[stored] for name, stored in names.items()}
     config = read_config(official, checkpoint.name)
@@ -132,6 +123,24 @@ def detect(checkpoint: Checkpoint) -> CheckpointInfo:
         tensors=len(headers),
         config=config,
         refusal=_refusal(checkpoint, official, config, scheme),
+    )
+
+
+def _detect_other(checkpoint: Checkpoint) -> CheckpointInfo:
+    """A file that is no transformer."""
+    headers = checkpoint.headers
+    vae = detect_vae(headers, checkpoint.name)
+    kind = _other_kind(headers) if vae is None else "vae"
+    vae = vae or VaeFacts()
+    return CheckpointInfo(
+        kind,
+        family=vae.family or UNKNOWN,
+        layout=vae.layout or UNKNOWN,
+        release=vae.release or UNKNOWN,
+        scheme=_common_scheme(headers),
+        bytes=checkpoint.nbytes,
+        tensors=len(headers),
+        refusal=_kind_refusal(checkpoint, kind, vae.refusal),
     )
 
 
@@ -171,10 +180,9 @@ def _other_kind(headers: Mapping[str, TensorHeader]) -> str:
     return UNKNOWN
 
 
-def _kind_refusal(checkpoint: Checkpoint, kind: str) -> str:
-    advice = {
+def _kind_refusal(checkpoint: Checkpoint, kind: str, reason: str | None = None) -> str:
+    advice = reason or {
         "vae": "load it with the VAE loader",
-        "tiny vae": "it is a preview decoder, not a full VAE",
         "text encoder": "load it with the text encoder loader",
         "clip vision": "load it with CLIPVisionLoader",
         "lora": "apply it to a model with a LoRA node",

@@ -111,6 +111,7 @@ def official_names(names: Iterable[str]) -> tuple[str, dict[str, str]] | None:
 
 
 # The VAE: official layer name, diffusers layer name.
+VAE_PREFIXES = ("vae.", "first_stage_model.")
 VAE_DIFFUSERS_LANDMARK = "decoder.mid_block.resnets.0.norm1.gamma"
 VAE_OUTER = {
     "encoder.conv1": "encoder.conv_in",
@@ -148,12 +149,25 @@ def vae_to_diffusers(name: str) -> str:
     return f"{half}.up_blocks.{level}.{place_name}.{inner}.{leaf}"
 
 
+def plain_vae_names(names: Iterable[str]) -> dict[str, str]:
+    """Name without the prefix of files that hold more than a VAE -> name in the file.
+
+    Where there is such a prefix, names outside it are left out.
+    """
+    stored = {name: name for name in names}
+    for prefix in VAE_PREFIXES:
+        inside = {name.removeprefix(prefix): name for name in stored if name.startswith(prefix)}
+        if inside:
+            return inside
+    return stored
+
+
 def official_vae_names(names: Iterable[str], official: Iterable[str]) -> dict[str, str]:
     """Official name -> name in the file. `official` are all names a Wan 2.1 VAE has.
 
     Names without a translation keep their own, so that strict loading sees them.
     """
-    stored = {name.removeprefix("vae."): name for name in names}
+    stored = plain_vae_names(names)
     if VAE_DIFFUSERS_LANDMARK not in stored:
         return stored
     back = {vae_to_diffusers(name): name for name in official}

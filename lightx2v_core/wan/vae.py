@@ -96,16 +96,16 @@ class WanVae(nn.Module):
         latents_per_chunk: int = 1,
     ) -> Tensor:
         """Pixels in [-1, 1] to the normalised mean, BCTHW; nothing is sampled."""
-        B, T, H, W = _latent_size(pixels_BCFHW)
+        B, T, H, W = latent_size(pixels_BCFHW)
         device = output_device or pixels_BCFHW.device
         raw_BCTHW = torch.empty(B, self.config.z_dim, T, H, W, dtype=torch.float32, device=device)
         stream = Stream()
-        spans = _spans(T, latents_per_chunk)
-        for done, (start, stop) in enumerate(spans, start=1):
-            chunk = pixels_BCFHW[:, :, _first_frame(start) : _first_frame(stop)]
+        chunks = spans(T, latents_per_chunk)
+        for done, (start, stop) in enumerate(chunks, start=1):
+            chunk = pixels_BCFHW[:, :, first_frame(start) : first_frame(stop)]
             moments = self.conv1(self.encoder(chunk.to(self.conv1.weight), stream))
             raw_BCTHW[:, :, start:stop] = moments[:, : self.config.z_dim]
-            on_chunk(done, len(spans))
+            on_chunk(done, len(chunks))
         return normalise(raw_BCTHW)
 
     def decode(
@@ -121,15 +121,15 @@ class WanVae(nn.Module):
         B, _, T, H, W = raw_BCTHW.shape
         device = output_device or latent_BCTHW.device
         pixels_BCFHW = torch.empty(
-            B, 3, _first_frame(T), H * SPACE, W * SPACE, dtype=torch.float32, device=device
+            B, 3, first_frame(T), H * SPACE, W * SPACE, dtype=torch.float32, device=device
         )
         stream = Stream()
-        spans = _spans(T, latents_per_chunk)
-        for done, (start, stop) in enumerate(spans, start=1):
+        chunks = spans(T, latents_per_chunk)
+        for done, (start, stop) in enumerate(chunks, start=1):
             chunk = self.conv2(raw_BCTHW[:, :, start:stop].to(self.conv2.weight))
             frames = self.decoder(chunk, stream).clamp(-1.0, 1.0)
-            pixels_BCFHW[:, :, _first_frame(start) : _first_frame(stop)] = frames
-            on_chunk(done, len(spans))
+            pixels_BCFHW[:, :, first_frame(start) : first_frame(stop)] = frames
+            on_chunk(done, len(chunks))
         return pixels_BCFHW
 
     def encode_tiled(
@@ -146,7 +146,7 @@ class WanVae(nn.Module):
         Near the whole result, not equal to it: a tile sees nothing beyond its edges, and the
         attention in the middle nothing beyond its tile. One tile is the whole result exactly.
         """
-        _, _, H, W = _latent_size(pixels_BCFHW)
+        _, _, H, W = latent_size(pixels_BCFHW)
 
         def run(rows: Strip, columns: Strip, report: OnChunk) -> Tensor:
             part = pixels_BCFHW[..., rows.scaled(SPACE), columns.scaled(SPACE)]
@@ -189,6 +189,13 @@ def denormalise(latent_BCTHW: Tensor) -> Tensor:
 
 
 def _statistics(latent_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+    check_latent_shape(latent_BCTHW)
+    mean, std = torch.tensor([LATENT_MEAN, LATENT_STD], device=latent_BCTHW.device)
+    return mean.view(-1, 1, 1, 1), std.view(-1, 1, 1, 1)
+
+
+def check_latent_shape(latent_BCTHW: Tensor) -> None:
+    """RequestError when this is no video latent of Wan 2.1."""
     shape = tuple(latent_BCTHW.shape)
     if len(shape) != 5 or shape[1] != Z_DIM:
         hint = " 48 channels belong to the 5B model and wan2.2_vae." if 48 in shape[1:2] else ""
@@ -196,11 +203,9 @@ def _statistics(latent_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
             f"this latent is {shape}; Wan 2.1 and Wan 2.2 14B need (batch, {Z_DIM}, latent frames, "
             f"height / {SPACE}, width / {SPACE}).{hint} Make it with wan_2.1_vae."
         )
-    mean, std = torch.tensor([LATENT_MEAN, LATENT_STD], device=latent_BCTHW.device)
-    return mean.view(-1, 1, 1, 1), std.view(-1, 1, 1, 1)
 
 
-def _latent_size(pixels_BCFHW: Tensor) -> tuple[int, int, int, int]:
+def latent_size(pixels_BCFHW: Tensor) -> tuple[int, int, int, int]:
     """B T H W of the latent, or RequestError when these pixels have none."""
     if pixels_BCFHW.ndim != 5 or pixels_BCFHW.shape[1] != 3:
         raise RequestError(
@@ -219,12 +224,13 @@ def _latent_size(pixels_BCFHW: Tensor) -> tuple[int, int, int, int]:
     return B, (frames - 1) // TIME + 1, height // SPACE, width // SPACE
 
 
-def _first_frame(latent_frame: int) -> int:
+def first_frame(latent_frame: int) -> int:
     """The first pixel frame under a latent frame; for T latent frames, the count of frames."""
     return max(TIME * (latent_frame - 1) + 1, 0)
 
 
-def _spans(latent_frames: int, per_chunk: int) -> list[tuple[int, int]]:
+def spans(latent_frames: int, per_chunk: int) -> list[tuple[int, int]]:
+    """First latent frame of each chunk and the one behind its last."""
     if per_chunk < 1:
         raise RequestError(f"{per_chunk} latent frames per chunk; use 1 or more")
     return [
