@@ -64,7 +64,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--text-encoder", type=Path, help="umt5 file; else searched beside the model")
     add("--tokenizer", type=Path, help="folder or file; else embedded or beside the encoder")
     add("--vae", type=Path, help="Wan 2.1 VAE; else searched beside the model")
-    add("--tae", type=Path, help="taew2_1 or lighttaew2_1: decodes faster than the VAE, coarser")
+    add("--tae", type=Path, help="taew2_1 or lighttaew2_1, to decode with instead of the VAE")
     add("--clip-vision", type=Path, help="CLIP ViT-H of Wan 2.1 I2V; else searched")
     add("--prompt", required=True)
     add("--negative-prompt", default="", help="used only with --cfg above 1")

@@ -12,11 +12,11 @@ import folder_paths
 
 from ..lightx2v_core.errors import CheckpointError
 from ..lightx2v_core.presets import DEMO_FILES, DEMO_FOLDER
+from ..lightx2v_core.wan.tae import named_release
 
 DEMO_PREFIX = "lightx2v_demo/"
 DEMO_PARTS = {"diffusion_models": ("t2v", "i2v"), "vae": ("vae",), "text_encoders": ("text",)}
 APPROX = "vae_approx"  # where ComfyUI keeps tiny VAEs, among those of other models
-WAN_TINY = re.compile(r"tae_?w(an)?_?2[._]?1", re.IGNORECASE)
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
@@ -29,7 +29,7 @@ def list_files(folder: str) -> list[str]:
 
 def list_vaes() -> list[str]:
     """As `list_files`, and the tiny VAEs for Wan 2.1 as vae_approx/NAME."""
-    tiny = [name for name in list_files(APPROX) if WAN_TINY.search(name)]
+    tiny = [name for name in list_files(APPROX) if named_release(name)]
     return [*list_files("vae"), *(f"{APPROX}/{name}" for name in tiny)]
 
 

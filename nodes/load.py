@@ -118,7 +118,7 @@ class LoadVae(io.ComfyNode):
             display_name="Load VAE (LightX2V)",
             category="LightX2V/loaders",
             description="Loads the Wan 2.1 VAE, which Wan 2.2 14B uses too, its light form, or a "
-            "tiny one for fast decoding. It works in causal chunks and can be stopped between them.",
+            "tiny one to decode with. It works in causal chunks and can be stopped between them.",
             inputs=[
                 io.Combo.Input(
                     "file",

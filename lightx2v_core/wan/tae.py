@@ -106,13 +106,17 @@ def _check_channels(channels: int, source: str) -> None:
         )
 
 
+def named_release(file_name: str) -> str | None:
+    """taew2_1 or lighttaew2_1, by the file name alone."""
+    name = file_name.lower()
+    return next((release for pattern, release in RELEASES if re.search(pattern, name)), None)
+
+
 def _release(source: str) -> str:
-    name = source.lower()
-    for pattern, release in RELEASES:
-        if re.search(pattern, name):
-            return release
+    if release := named_release(source):
+        return release
     for word, model in OTHER_FAMILIES:
-        if word in name:
+        if word in source.lower():
             raise CheckpointError(
                 f"{source} is a tiny VAE for {model}; use taew2_1 or lighttaew2_1 for Wan"
             )

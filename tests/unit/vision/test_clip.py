@@ -6,7 +6,9 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from lightx2v_core.assemble import load_clip_vision
 from lightx2v_core.errors import CheckpointError
 from lightx2v_core.vision.clip import build_clip_vision
 from tests.conftest import relative_error
@@ -138,18 +140,72 @@ REFUSED = {
 }
 
 
-def test_an_fp8_file_with_scales_is_near_its_source():
-    tensors = official_tensors()
-    expected = build_clip_vision(tensors, "plain").features(sample_image())
-    for name in [n for n in tensors if re.search(r"(to_qkv|proj|mlp\.\d)\.weight$", n)]:
-        scale = tensors[name].abs().amax(dim=1, keepdim=True) / 448.0
-        tensors[name + "_scale"] = scale
-        tensors[name] = (tensors[name] / scale).to(torch.float8_e4m3fn)
+# form: (dtype of the codes, a scale for each row, its leaf); no leaf is a plain cast
+FORMS = {
+    "lightx2v_fp8": (torch.float8_e4m3fn, True, "weight_scale"),
+    "lightx2v_int8": (torch.int8, True, "weight_scale"),
+    "comfy_fp8": (torch.float8_e4m3fn, False, "scale_weight"),
+    "comfy_int8": (torch.int8, False, "weight_scale"),
+    "fp8_cast": (torch.float8_e4m3fn, False, None),
+    "fp8_e5m2_cast": (torch.float8_e5m2, False, None),
+}
 
-    features = build_clip_vision(tensors, "fp8", torch.float32).features(sample_image())
 
-    error = relative_error(features, expected)
-    assert 1e-4 < error < 0.05, f"{error:.3f}"
+def quantised(tensors: dict[str, torch.Tensor], form: str) -> tuple[dict, dict]:
+    """The linears of the tower as codes, and the weights that these stand for.
+
+    LightX2V quantises `attn` and `mlp` outside `textual` (tools/convert/converter.py, wan_clip).
+    """
+    dtype, by_row, leaf = FORMS[form]
+    made, meant = dict(tensors), dict(tensors)
+    for name in [n for n in tensors if re.search(r"(qkv|proj|mlp\.\d|fc\d)\.weight$", n)]:
+        weight = tensors[name]
+        if name.startswith("textual.") or "visual_projection" in name:
+            continue
+        scale = weight.abs().amax(dim=1, keepdim=True) if by_row else weight.abs().amax()
+        scale = scale / 127.0 if leaf else torch.ones(())
+        codes = weight / scale
+        made[name] = (codes.round() if dtype == torch.int8 else codes).to(dtype)
+        meant[name] = made[name].float() * scale
+        if leaf:
+            made[name.removesuffix("weight") + leaf] = scale
+    if form == "comfy_fp8":
+        made["scaled_fp8"] = torch.zeros(0).to(dtype)
+    return made, meant
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("names", [official_tensors, hugging_face_tensors])
+def test_a_quantised_file_equals_the_weights_it_stands_for(names, form):
+    made, meant = quantised(names(), form)
+    expected = build_clip_vision(meant, "meant").features(sample_image())
+
+    features = build_clip_vision(made, "quantised", torch.float32).features(sample_image())
+
+    assert sum(made[name].dtype == FORMS[form][0] for name in made) >= 12
+    assert torch.equal(features, expected)
+    source = build_clip_vision(names(), "source").features(sample_image())
+    error = relative_error(features, source)
+    assert 1e-4 < error < 0.2, f"{error:.3f}"
+
+
+@pytest.mark.parametrize("form", ["fp16", "bf16", "lightx2v_fp8", "comfy_fp8", "lightx2v_int8"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_file_of_every_precision_is_a_vision_encoder(tmp_path, form, suffix):
+    plain = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    tensors = official_tensors(plain.get(form, torch.float32))
+    if form not in plain:
+        tensors, _ = quantised(tensors, form)
+    path = tmp_path / f"clip{suffix}"
+    if suffix == ".pth":
+        torch.save(tensors, path)
+    else:
+        save_file(tensors, path)
+
+    features = load_clip_vision(path, torch.float32).features(sample_image())
+
+    error = relative_error(features, tiny_vision().features(sample_image()))
+    assert error < 0.06, f"{error:.3f}"
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -1,0 +1,179 @@
+"""The tiny VAE by itself: frames, chunks, scales, cancelling and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightx2v_core.conditioning import check_encodes
+from lightx2v_core.errors import RequestError
+from lightx2v_core.wan.tae import TinyConfig, TinyVae
+from lightx2v_core.wan.vae import VaeConfig, WanVae, denormalise, normalise
+from tests.conftest import fill, relative_error
+from tests.tolerances import FLOAT32_PARITY
+
+WIDTHS = (16, 8, 8, 8)
+
+
+class CancelledError(Exception):
+    pass
+
+
+def make(release: str = "taew2_1", encoder_width: int = 8) -> TinyVae:
+    vae = fill(TinyVae(TinyConfig(release, WIDTHS, encoder_width)))
+    vae.decoder[22].bias.fill_(0.5)  # grey in the middle, so that little is clamped
+    return vae
+
+
+@pytest.fixture(scope="module")
+def vae() -> TinyVae:
+    return make()
+
+
+def clip(frames: int, height: int = 16, width: int = 24, batch: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(frames)
+    return torch.rand(batch, 3, frames, height, width, generator=generator) * 2 - 1
+
+
+def latent(frames: int, height: int = 2, width: int = 3, batch: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(frames)
+    return torch.randn(batch, 16, frames, height, width, generator=generator)
+
+
+def test_81_frames_are_21_latent_frames_and_back(vae: TinyVae) -> None:
+    encoded = vae.encode(clip(81))
+    decoded = vae.decode(encoded)
+
+    assert encoded.shape == (1, 16, 21, 2, 3)
+    assert decoded.shape == (1, 3, 81, 16, 24)
+    assert encoded.dtype == decoded.dtype == torch.float32
+    assert decoded.abs().max() <= 1.0
+    assert decoded.abs().lt(1.0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("latents_per_chunk", [2, 3, 7, 100])
+def test_chunks_of_any_size_give_the_same(vae: TinyVae, latents_per_chunk: int) -> None:
+    decoded, encoded = vae.decode(latent(7, batch=2)), vae.encode(clip(25, batch=2))
+
+    at_once = vae.decode(latent(7, batch=2), latents_per_chunk=latents_per_chunk)
+    encoded_at_once = vae.encode(clip(25, batch=2), latents_per_chunk=latents_per_chunk)
+
+    assert relative_error(at_once, decoded) <= FLOAT32_PARITY
+    assert relative_error(encoded_at_once, encoded) <= FLOAT32_PARITY
+
+
+def test_later_latent_frames_do_not_change_earlier_pictures(vae: TinyVae) -> None:
+    whole = vae.decode(latent(5))
+
+    start = vae.decode(latent(5)[:, :, :3])
+
+    assert torch.equal(start, whole[:, :, :9])
+
+
+def test_every_latent_frame_reaches_the_picture(vae: TinyVae) -> None:
+    given = latent(3)
+    whole = vae.decode(given)
+
+    for frame in range(3):
+        changed = given.clone()
+        changed[:, :, frame] += 1.0
+        first = max(4 * frame - 3, 0)
+
+        decoded = vae.decode(changed)
+
+        assert torch.equal(decoded[:, :, :first], whole[:, :, :first])
+        assert not torch.equal(decoded[:, :, first], whole[:, :, first])
+
+
+def test_a_batch_is_its_clips_one_by_one(vae: TinyVae) -> None:
+    latents, clips = latent(2, batch=3), clip(5, batch=3)
+
+    decoded, encoded = vae.decode(latents), vae.encode(clips)
+
+    one_by_one = torch.cat([vae.decode(one) for one in latents.split(1)])
+    assert relative_error(decoded, one_by_one) <= FLOAT32_PARITY
+    one_by_one = torch.cat([vae.encode(one) for one in clips.split(1)])
+    assert relative_error(encoded, one_by_one) <= FLOAT32_PARITY
+
+
+def test_lighttae_reads_and_writes_latents_as_they_come_from_the_encoder() -> None:
+    # The same weights as taew2_1: only what lies between them and the core's latents differs.
+    plain, light = make("taew2_1"), make("lighttaew2_1")
+
+    torch.testing.assert_close(light.decode(latent(3)), plain.decode(denormalise(latent(3))))
+    torch.testing.assert_close(light.encode(clip(9)), normalise(plain.encode(clip(9))))
+    assert relative_error(light.decode(latent(3)), plain.decode(latent(3))) > 0.05
+
+
+def test_half_precision_weights_compute_in_half_and_return_float32() -> None:
+    half = make().to(torch.bfloat16)
+
+    decoded = half.decode(latent(2))
+
+    # bfloat16 keeps 8 bits; thirty convolutions deep a few per cent remain.
+    assert decoded.dtype == torch.float32
+    assert 0.0 < relative_error(decoded, make().decode(latent(2))) <= 0.05
+
+
+def test_progress_counts_the_chunks(vae: TinyVae) -> None:
+    seen: list[tuple[int, int]] = []
+
+    vae.encode(clip(9), lambda *news: seen.append(news))
+    vae.decode(latent(3), lambda *news: seen.append(news), latents_per_chunk=2)
+
+    assert seen == [(1, 3), (2, 3), (3, 3), (1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("work", ["encode", "decode"])
+def test_a_cancelled_call_stops_at_once_and_leaves_nothing_behind(vae: TinyVae, work: str) -> None:
+    run, given = getattr(vae, work), clip(13) if work == "encode" else latent(4)
+    before, seen = run(given), []
+
+    def cancel(done: int, _total: int) -> None:
+        seen.append(done)
+        if done == 2:
+            raise CancelledError
+
+    with pytest.raises(CancelledError):
+        run(given, cancel)
+
+    assert seen == [1, 2]
+    assert torch.equal(run(given), before)
+
+
+def test_the_result_is_collected_where_asked(vae: TinyVae) -> None:
+    decoded = vae.decode(latent(2), output_device="meta")
+    encoded = vae.encode(clip(5), output_device="meta")
+
+    assert decoded.device.type == encoded.device.type == "meta"
+
+
+def test_a_decoder_alone_says_what_to_encode_with() -> None:
+    alone = make(encoder_width=0)
+
+    assert torch.equal(alone.decode(latent(2)), make().decode(latent(2)))
+    with pytest.raises(RequestError, match=r"cannot encode; use wan_2\.1_vae for that"):
+        alone.encode(clip(5))
+
+
+@pytest.mark.parametrize("release", ["taew2_1", "lighttaew2_1"])
+def test_tensors_of_another_kind_are_refused(release: str) -> None:
+    with pytest.raises(RequestError, match="48 channels belong to the 5B model"):
+        make(release).decode(torch.zeros(1, 48, 1, 2, 2))
+    with pytest.raises(RequestError, match=r"80 frames is not 4\*n \+ 1; use 81"):
+        make(release).encode(torch.zeros(1, 3, 80, 16, 16))
+    with pytest.raises(RequestError, match="0 latent frames per chunk"):
+        make(release).decode(latent(1), latents_per_chunk=0)
+
+
+def test_a_start_image_is_mixed_with_the_frames_behind_it_and_so_refused(vae: TinyVae) -> None:
+    one, other = clip(5), clip(5)
+    other[:, :, 1:4] = 0.0
+
+    first, second = vae.encode(one)[:, :, 0], vae.encode(other)[:, :, 0]
+
+    assert relative_error(first, second) > 0.01  # what the refusal says
+    with pytest.raises(RequestError, match=r"Encode with wan_2\.1_vae; the tiny one can still"):
+        check_encodes(vae)
+    check_encodes(WanVae(VaeConfig(4, 4)))
