@@ -17,7 +17,7 @@ from .checkpoint.layouts import official_names, official_vae_names, plain_vae_na
 from .checkpoint.load import assign
 from .checkpoint.quantised import Codes, read_codes
 from .checkpoint.source import Checkpoint, open_checkpoint
-from .errors import CapabilityError, CheckpointError
+from .errors import CapabilityError, CheckpointError, RequestError
 from .memory.residency import Residency
 from .ops.attention import select_attention
 from .presets import demo_path
@@ -218,11 +218,14 @@ def find_parts(
     """
     named = {part: path for part, path in (given or {}).items() if path is not None}
     if model == "demo":
+        if "tae" in named:
+            raise RequestError(
+                "the demo model has latents of its own, which no tiny VAE reads; leave out --tae"
+            )
         return Parts(
             demo_path(task),
             named.get("vae", demo_path("vae")),
             named.get("text", demo_path("text")),
-            tae=named.get("tae"),
         )
     path = Path(model)
     if not path.exists():

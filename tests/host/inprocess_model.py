@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from inside import Heard, check, host_nodes, main, run, sentence
+from inside import WORK, Heard, check, fill, host_nodes, main, pack, run, sentence
 
 import comfy.model_management as mm
 import torch
+from small_files import write
 from small_models import (
     AUTO,
     close,
@@ -207,6 +208,42 @@ def progress_counts_all_steps_of_both_experts_in_one_bar() -> None:
     finally:
         latent_preview.prepare_callback = prepare
     assert seen == [(0, 4), (1, 4), (2, 4), (3, 4)], seen
+
+
+@check
+def taesd_previews_of_our_model_come_through_the_hosts_tiny_decoder() -> str:
+    """With lighttaew2_1 in vae_approx, the name that the latent format of Wan 2.1 asks for."""
+    import comfy.taesd.taehv
+    import comfy.utils
+    from comfy.cli_args import LatentPreviewMethod, args
+
+    tiny = pack("lightx2v_core.wan.tae")
+    weights = fill(tiny.TinyVae(tiny.TinyConfig("lighttaew2_1"))).state_dict()
+    write(WORK / "models/vae_approx/lighttaew2_1.safetensors", weights)
+    taehv, shown, seen = comfy.taesd.taehv.TAEHV, [], []
+    decode, method, hook = taehv.decode, args.preview_method, comfy.utils.PROGRESS_BAR_HOOK
+
+    def recorded(self: object, x: torch.Tensor, **options: object) -> torch.Tensor:
+        seen.append(tuple(x.shape))
+        return decode(self, x, **options)
+
+    def show(_value: int, _total: int, preview: tuple | None, **_: object) -> None:
+        if preview is not None:
+            shown.append(preview[1])
+
+    plain = [distill(ours())[0]["samples"], ksampler(ours())]
+    taehv.decode, args.preview_method = recorded, LatentPreviewMethod.TAESD
+    comfy.utils.set_progress_bar_global_hook(show)
+    try:
+        with_previews = [distill(ours())[0]["samples"], ksampler(ours())]
+    finally:
+        taehv.decode, args.preview_method = decode, method
+        comfy.utils.set_progress_bar_global_hook(hook)
+    assert seen == [(1, 16, 1, 8, 8)] * 7, seen  # 4 steps of ours, 3 of KSampler
+    assert [image.size for image in shown] == [(64, 64)] * 7
+    assert len({image.tobytes() for image in shown[:4]}) == 4
+    assert all(torch.equal(a, b) for a, b in zip(plain, with_previews, strict=True))
+    return f"{len(shown)} previews"
 
 
 @check

@@ -23,7 +23,7 @@ PACK = Path(__file__).resolve().parents[2]
 WORK = Path(sys.argv[1])
 MARK = "RESULTS "
 
-for folder in ("diffusion_models", "vae", "text_encoders", "loras"):
+for folder in ("diffusion_models", "vae", "vae_approx", "text_encoders", "loras"):
     (WORK / "models" / folder).mkdir(parents=True, exist_ok=True)
 for folder in ("input", "output", "temp", "user", "custom_nodes"):
     (WORK / folder).mkdir(exist_ok=True)

@@ -16,10 +16,11 @@ from lightx2v_core.checkpoint.layouts import vae_to_diffusers
 from lightx2v_core.cli import main
 from lightx2v_core.datatypes import VideoSize
 from lightx2v_core.errors import CapabilityError, CheckpointError, RequestError
-from lightx2v_core.media import contact_sheet, read_metadata
+from lightx2v_core.media import contact_sheet, read_metadata, to_uint8
 from lightx2v_core.pipeline import GenerateRequest, Pipeline
 from lightx2v_core.presets import Overrides
 from lightx2v_core.wan.model import WanModel
+from lightx2v_core.wan.tae import TinyConfig, TinyVae
 from lightx2v_core.wan.vae import VaeConfig, WanVae
 from tests.conftest import VARIANTS, fill, tiny_model
 from tests.unit.text.samples import (
@@ -49,6 +50,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     write(root / "umt5_xxl_fp16.safetensors", umt5_tensors(64))
     write(root / "wan_2.1_vae.safetensors", fill(WanVae(VaeConfig(8, 8))).state_dict())
+    tiny = TinyVae(TinyConfig("taew2_1", (16, 8, 8, 8), 8))
+    write(root / "vae_approx/taew2_1.safetensors", fill(tiny).state_dict())
     write(root / "t2v/wan2.1_t2v_lightx2v_4step.safetensors", tiny_model("t2v").state_dict())
     for expert, scale in (("high", 1.0), ("low", 0.5)):
         weights = {k: v * scale for k, v in tiny_model("a14b_i2v").state_dict().items()}
@@ -197,6 +200,37 @@ def test_a_vae_in_diffusers_names_is_the_same_vae(models, tmp_path):
     assert all(torch.equal(v, official.state_dict()[k]) for k, v in loaded.state_dict().items())
 
 
+@pytest.mark.parametrize("part", ["vae", "tae"])
+def test_a_tiny_vae_decodes_what_was_sampled(models, t2v, monkeypatch, part):
+    tiny = models / "vae_approx/taew2_1.safetensors"
+    parts = find_parts(str(models / "t2v"), "t2v", given={part: tiny})
+    pipeline, sampled = Pipeline(parts, CPU), []
+    decode = pipeline.decoder.decode
+    monkeypatch.setattr(
+        pipeline.decoder, "decode", lambda x, *a, **k: sampled.append(x) or decode(x, *a, **k)
+    )
+
+    result = pipeline.generate(request())
+
+    expected = load_vae(tiny).decode(sampled[0])
+    assert torch.equal(result.frames, to_uint8(expected[0]))
+    assert not torch.equal(result.frames, t2v.generate(request()).frames)
+
+
+def test_a_start_image_is_encoded_by_the_real_vae_and_never_by_a_tiny_one(models):
+    tiny = models / "vae_approx/taew2_1.safetensors"
+    image = torch.rand(3, 16, 32, generator=torch.Generator().manual_seed(4)) * 2 - 1
+    a14b, seen = str(models / "a14b"), []
+    both = Pipeline(find_parts(a14b, "i2v", given={"tae": tiny}), CPU)
+    alone = Pipeline(find_parts(a14b, "i2v", given={"vae": tiny}), CPU)
+
+    with pytest.raises(RequestError, match=r"must be encoded by the real VAE"):
+        alone.generate(request(image=image), lambda *event: seen.append(event))
+
+    assert not seen
+    assert both.generate(request(image=image)).frames.shape == (5, 16, 32, 3)
+
+
 def test_a_hugging_face_folder_of_shards_is_a_text_encoder(models, tmp_path):
     tensors = hugging_face_tensors(dim=64)
     names = sorted(tensors)
@@ -304,6 +338,7 @@ def test_a_lora_changes_the_video_and_is_told(models, tmp_path, capsys, experts)
         (["--output", "a.gif"], "must end in .mp4"),
         (["--task", "i2v"], "needs a start image; add --image FILE"),
         (["--image", "p.png"], "use --task i2v"),
+        (["--model", "demo", "--tae", "taew2_1.pth"], "the demo model has latents of its own"),
         (["--model", "nowhere"], "model nowhere does not exist"),
         (["--attention", "magic"], "attention 'magic' is unknown"),
         (["--device", "cuda:9"], "PyTorch sees no GPU"),
@@ -337,4 +372,19 @@ def test_inspect_tells_a_vae_from_a_transformer(models, capsys):
     code = main(["inspect", str(models / "wan_2.1_vae.safetensors")])
 
     assert code == 0
-    assert "wan_2.1_vae.safetensors: vae, fp32" in capsys.readouterr().out
+    assert "wan_2.1_vae.safetensors: vae, wan2.1, fp32" in capsys.readouterr().out
+
+
+def test_the_command_line_decodes_with_a_tiny_vae_and_inspect_names_it(models, tmp_path, capsys):
+    tiny, output = models / "vae_approx/taew2_1.safetensors", tmp_path / "a.mp4"
+
+    codes = [
+        main(generate_arguments(models, output, "--vae", str(tiny))),
+        main(["inspect", str(tiny)]),
+    ]
+
+    assert codes == [0, 0]
+    told = capsys.readouterr().out
+    assert "5 frames" in told
+    assert "taew2_1.safetensors: vae, taew2_1, wan2.1, fp32" in told
+    assert output.is_file()
