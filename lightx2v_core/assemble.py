@@ -139,12 +139,12 @@ def swap_linears(model: WanModel, scheme: str, codes: dict[str, Codes], source: 
         model.set_submodule(name, empty)
 
 
-def load_vae(path: str | Path, dtype: torch.dtype = torch.float32) -> Vae:
+def load_vae(path: str | Path | Checkpoint, dtype: torch.dtype = torch.float32) -> Vae:
     """Wan 2.1's VAE in official or diffusers names, a narrower one of its kind, or a tiny one.
 
     Raises CheckpointError for any other file, also for VAEs of other models.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
     if is_tiny(names := plain_vae_names(checkpoint.headers)):
         return _load_tiny_vae(checkpoint, names, dtype)
     with torch.device("meta"):

@@ -40,7 +40,7 @@ def detect_vae(headers: Mapping[str, TensorHeader], source: str) -> VaeFacts | N
         layout, names = "diffusers", {name: _to_diffusers(name) for name in TELLING}
     else:
         return None
-    if any(name not in shapes for name in names.values()):
+    if not all(shapes.get(name) for name in names.values()):
         return VaeFacts(layout)  # the loader says what is missing
     telling = {name: shapes[theirs] for name, theirs in names.items()}
     family = FAMILIES.get(telling["conv2.weight"][0])

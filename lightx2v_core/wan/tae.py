@@ -83,14 +83,14 @@ class TinyConfig:
         _check_channels(latent_channels(shapes), source)
         release = _release(source)
         wanted = [f"decoder.{layer}.weight" for layer in (1, 8, 14, 20)]
+        wanted += ["encoder.0.weight"] if "encoder.0.weight" in shapes else []
         if missing := [n for n in wanted if not shapes.get(n) or 0 in shapes[n]]:
             raise CheckpointError(
                 f"{source} is not a whole tiny VAE (TAEHV): it lacks {preview(missing)}; "
                 "download it again"
             )
-        first, second, third, last = (shapes[name][0] for name in wanted)
-        encoder_width = (shapes.get("encoder.0.weight") or (0,))[0]
-        return cls(release, (first, second, third, last), encoder_width)
+        first, second, third, last, *encoder = (shapes[name][0] for name in wanted)
+        return cls(release, (first, second, third, last), *encoder or (0,))
 
 
 def _check_channels(channels: int, source: str) -> None:

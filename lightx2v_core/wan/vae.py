@@ -51,7 +51,7 @@ class VaeConfig:
     ) -> VaeConfig:
         """Read the widths from tensor shapes under official names; `source` is for messages."""
         wanted = ("encoder.conv1.weight", "decoder.head.0.gamma", "conv2.weight")
-        missing = [name for name in wanted if name not in shapes]
+        missing = [name for name in wanted if not shapes.get(name) or 0 in shapes[name]]
         if missing:
             raise CheckpointError(
                 f"{source} is not a Wan 2.1 VAE with encoder and decoder: it lacks "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,23 @@ def test_half_a_tiny_vae_names_what_it_lacks():
 
     with pytest.raises(CheckpointError, match=r"not a whole tiny VAE .* lacks decoder\.14\.weight"):
         TinyConfig.from_shapes(shapes, "taew2_1.pth")
+
+
+@pytest.mark.parametrize("shape", [(), (2**60, 0, 3, 3)])
+@pytest.mark.parametrize("kind", ["wan", "tiny"])
+def test_a_header_with_impossible_sizes_is_a_sentence(tmp_path, shape, kind):
+    whole = wan_vae(0.75) if kind == "wan" else tiny_vae()
+    for name in ("decoder.head.0.gamma", "conv2.weight", "decoder.8.weight", "encoder.0.weight"):
+        if name not in whole:
+            continue
+        tensors = {k: torch.empty(v, device="meta") for k, v in whole.items()}
+        tensors[name] = torch.empty(shape, device="meta")
+        headers = {k: TensorHeader(tuple(v.shape), "F32") for k, v in tensors.items()}
+        checkpoint = Checkpoint(tmp_path / "taew2_1.pth", headers, pickled=tensors)
+
+        assert detect(checkpoint).kind == "vae"
+        with pytest.raises(CheckpointError, match=rf"lacks {re.escape(name)}"):
+            load_vae(checkpoint)
 
 
 def test_the_vae_of_the_5b_model_is_told_apart():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightx2v_core.conditioning import check_encodes
 from lightx2v_core.errors import RequestError
@@ -177,3 +177,33 @@ def test_a_start_image_is_mixed_with_the_frames_behind_it_and_so_refused(vae: Ti
     with pytest.raises(RequestError, match=r"Encode with wan_2\.1_vae; the tiny one can still"):
         check_encodes(vae)
     check_encodes(WanVae(VaeConfig(4, 4)))
+
+
+def multiplications(vae: WanVae | TinyVae, latent_frames: int) -> int:
+    """Of the convolutions that decode a clip of 128x128 pixels."""
+    counts: list[int] = []
+
+    def count(conv: nn.Conv2d | nn.Conv3d, _given: tuple, made: Tensor) -> None:
+        counts.append(made.numel() * conv.weight[0].numel())
+
+    convolutions = [m for m in vae.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))]
+    handles = [conv.register_forward_hook(count) for conv in convolutions]
+    vae.decode(torch.zeros(1, 16, latent_frames, 16, 16, device="meta"))
+    for handle in handles:
+        handle.remove()
+    return sum(counts)
+
+
+def test_decoding_takes_a_25th_and_lightvae_a_16th_of_the_real_vaes_arithmetic() -> None:
+    with torch.device("meta"):
+        real, light = WanVae(VaeConfig()), WanVae(VaeConfig(24, 24))
+        tiny = TinyVae(TinyConfig("taew2_1"))
+
+    # What one more latent frame costs; the first one is cheaper.
+    whole, a_16th, a_25th = (
+        multiplications(vae, 3) - multiplications(vae, 2) for vae in (real, light, tiny)
+    )
+
+    assert whole == pytest.approx(2.8e11, rel=0.02)
+    assert whole / a_16th == pytest.approx(16, rel=0.02)
+    assert whole / a_25th == pytest.approx(25, rel=0.02)
