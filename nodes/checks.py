@@ -1,4 +1,4 @@
-"""What does not fit together, said as a sentence before any long work. Knows shapes only."""
+"""What does not fit together, said as a sentence before any long work. Knows shapes and kinds."""
 
 from __future__ import annotations
 

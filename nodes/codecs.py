@@ -45,6 +45,8 @@ class VaeBorder(nn.Module):
         self.engine = Residency(self)
 
     def encode(self, pixels_BCFHW: Tensor, **_options: object) -> Tensor:
+        if isinstance(self.core, TinyVae):
+            log.warning("a tiny VAE encodes only nearly; for start images use wan_2.1_vae")
         return denormalise(self.core.encode(pixels_BCFHW, _chunk_report()))
 
     def decode(self, raw_BCTHW: Tensor, **_options: object) -> Tensor:

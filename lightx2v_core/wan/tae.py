@@ -80,7 +80,8 @@ class TinyConfig:
 
         Raises CheckpointError for tiny VAEs of other models, and where the name is silent.
         """
-        _check_channels(latent_channels(shapes), source)
+        if channels := latent_channels(shapes):
+            _check_channels(channels, source)
         release = _release(source)
         wanted = [f"decoder.{layer}.weight" for layer in (1, 8, 14, 20)]
         wanted += ["encoder.0.weight"] if "encoder.0.weight" in shapes else []
