@@ -52,10 +52,15 @@ class Adapters(nn.Module):
             tensors[f"diffusion_model.{name}.lora_up.weight"] = _half(up)
         return tensors
 
-    def save(self, path: Path, title: str) -> None:
+    def save(self, path: Path, title: str, task: str = "t2v") -> None:
         """Whole or not at all."""
         part = path.with_suffix(".part")
-        metadata = {"format": "pt", "modelspec.title": title, "modelspec.license": "Apache-2.0"}
+        metadata = {
+            "format": "pt",
+            "lightx2v.task": task,
+            "modelspec.title": title,
+            "modelspec.license": "Apache-2.0",
+        }
         save_file(self.published(), part, metadata=metadata)
         part.replace(path)
 

@@ -1,9 +1,9 @@
 """Run stages, each for its minutes: `python -m training.run --out DIR vae:4.5 bank:0.7 t2v:7`.
 No stage at all draws the curves of the journal in DIR.
 
-Stages: text, vae, bank, bank-images, t2v, i2v, t2v-student, i2v-student, t2v-dmd, i2v-dmd, experts,
-package. The bank lives in this process only, so it stands before the stages that train
-transformers. Files of earlier runs are read from --from.
+Stages: text, vae, bank, bank-images, t2v, i2v, t2v-student, i2v-student, t2v-dmd, i2v-dmd,
+t2v-lora, experts, package. The bank lives in this process only, so it stands before the stages that
+train transformers. Files of earlier runs are read from --from.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .bank import fill_bank
 from .context import Context
 from .distill import train_dmd
 from .dmd import ROLLOUTS
-from .experts import train_experts
+from .experts import train_experts, train_lora
 from .package import package
 from .progress import Journal, release_memory
 from .reader import train_text
@@ -39,6 +39,7 @@ STAGES: dict[str, Stage] = {
     "i2v-student": lambda context, minutes: train_student(context, "i2v", minutes),
     "t2v-dmd": lambda context, minutes: train_dmd(context, "t2v", minutes),
     "i2v-dmd": lambda context, minutes: train_dmd(context, "i2v", minutes),
+    "t2v-lora": train_lora,
     "experts": train_experts,
     "package": package,
 }
