@@ -126,11 +126,24 @@ def generate(
     cfg: float = 1.0,
 ) -> Tensor:
     """Euler samples by the product's own loop."""
+    plan = SamplerPlan(tuple(sigmas), cfg=cfg)
+    return follow_plan([denoiser], plan, noise_BCTHW, texts, image_BCTHW, Generator())
+
+
+def follow_plan(
+    denoisers: Sequence[Denoiser],
+    plan: SamplerPlan,
+    noise_BCTHW: Tensor,
+    texts: tuple[TextStates, TextStates],
+    image_BCTHW: Tensor | None,
+    rng: Generator,
+) -> Tensor:
+    """Samples by the product's own loop; one denoiser, or two experts. `rng` renoises."""
     device = noise_BCTHW.device
 
-    def denoise(x: Tensor, sigma: float, _step: int) -> Tensor:
+    def denoise(x: Tensor, sigma: float, step: int) -> Tensor:
         sigma_B = torch.full((len(x),), sigma, device=device)
-        return denoiser.guided(x, sigma_B, texts, image_BCTHW, cfg)
+        denoiser = denoisers[plan.expert_at(step)]
+        return denoiser.guided(x, sigma_B, texts, image_BCTHW, plan.cfg)
 
-    plan = SamplerPlan(tuple(sigmas), cfg=cfg)
-    return sample(denoise, noise_BCTHW, plan, Generator()).clone()
+    return sample(denoise, noise_BCTHW, plan, rng).clone()
