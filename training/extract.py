@@ -1,4 +1,4 @@
-"""A distillation LoRA from two checkpoints: `python -m training.extract BASE STUDENT OUT --rank 32`.
+"""A distillation LoRA of two checkpoints: `python -m training.extract BASE STUDENT OUT`.
 
 Layout of the published SVD LoRAs: `diffusion_model.` + official name, then `.lora_up.weight` and
 `.lora_down.weight` for matrices, `.diff` for other weights, `.diff_b` for biases, `.diff_m` for

@@ -187,7 +187,7 @@ def frechet_distance(a_ND: Tensor, b_MD: Tensor) -> float:
     a, b = a_ND.double(), b_MD.double()
     if min(len(a), len(b)) < 2:
         return float("nan")
-    cov_a, cov_b = torch.cov(a.T).atleast_2d(), torch.cov(b.T).atleast_2d()
+    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
     root = symmetric_root(cov_a)
     mixed = root @ cov_b @ root
     overlap = torch.linalg.eigvalsh((mixed + mixed.T) / 2).clamp_min(0).sqrt().sum()

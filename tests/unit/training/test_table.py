@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Generator
+
+from lightx2v_core.assemble import load_transformer
+from lightx2v_core.lora.apply import apply_loras
+from lightx2v_core.lora.read import read_lora
+from lightx2v_core.wan.model import WanModel
+from tests.conftest import fill, relative_error
+from training.autoencoder import new_vae
+from training.extract import main as extract_main
+from training.files import STUDENTS, TEACHERS, VAE, save_weights
+from training.sizes import SMOKE
+from training.table import even_parts
+from training.table import main as table_main
+from training.text import new_encoder, save_encoder
+from training.vocabulary import CaptionRows, learn_pieces
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny files under the names of the demo: bases, and students that differ in every tensor."""
+    folder = tmp_path_factory.mktemp("family")
+    rows = CaptionRows(learn_pieces(seed=3, count=300))
+    text = new_encoder(SMOKE, rows.model, rows.size, seed=1).transformer
+    save_encoder(folder, text, rows.model)
+    save_weights(folder / VAE, new_vae(SMOKE, seed=1).state_dict())
+    for task in ("t2v", "i2v"):
+        base = fill(WanModel(SMOKE.transformer(task == "i2v"))).state_dict()
+        save_weights(folder / TEACHERS[task], base, task)
+        rng = Generator().manual_seed(5)
+        changed = {n: t + 0.02 * torch.randn(t.shape, generator=rng) for n, t in base.items()}
+        save_weights(folder / STUDENTS[task], changed, task)
+    return folder
+
+
+def extracted(folder: Path, rank: int, dtype: str = "fp32") -> Path:
+    out = folder / f"lora_{rank}_{dtype}.safetensors"
+    files = (folder / TEACHERS["t2v"], folder / STUDENTS["t2v"], out)
+    extract_main([*map(str, files), "--rank", str(rank), "--dtype", dtype])
+    return out
+
+
+def velocity(path: Path, lora: Path | None = None) -> torch.Tensor:
+    model = load_transformer(path).model
+    if lora is not None:
+        (report,) = apply_loras(model, [(read_lora(lora), 1.0)])
+        assert not report.failed
+    rng = Generator().manual_seed(6)
+    x = torch.randn(1, *SMOKE.latent_shape, generator=rng)
+    text = torch.randn(1, 8, SMOKE.text_dim, generator=rng)
+    with torch.no_grad():
+        return model(x, torch.tensor([900.0]), text)
+
+
+def test_a_lora_with_whole_differences_is_the_student_and_lower_ranks_are_farther(
+    family: Path,
+) -> None:
+    base, student = (velocity(family / files["t2v"]) for files in (TEACHERS, STUDENTS))
+
+    errors = [
+        relative_error(velocity(family / TEACHERS["t2v"], extracted(family, rank)), student)
+        for rank in (8, 32, 128)
+    ]
+
+    assert errors[2] < 1e-5, "at this rank no pair is smaller, and all differences are whole"
+    assert errors[2] < errors[1] < errors[0] < relative_error(base, student)
+
+
+def test_a_change_of_low_rank_is_found_whole(tmp_path: Path) -> None:
+    base = fill(WanModel(SMOKE.transformer(takes_image=False))).state_dict()
+    rng, name = Generator().manual_seed(7), "blocks.0.ffn.0.weight"
+    up, down = torch.randn(256, 4, generator=rng), torch.randn(4, 128, generator=rng)
+    student = {**base, name: base[name] + 0.05 * up @ down}
+    save_weights(tmp_path / TEACHERS["t2v"], base, "t2v")
+    save_weights(tmp_path / STUDENTS["t2v"], student, "t2v")
+
+    pair = read_lora(extracted(tmp_path, rank=4)).pairs["blocks.0.ffn.0"]
+
+    assert relative_error(pair.up_MR @ pair.down_RK, 0.05 * up @ down) < 0.01  # files are fp16
+
+
+def test_a_distill_lora_has_the_names_and_type_of_the_published_ones(
+    family: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with safe_open(extracted(family, rank=8, dtype="bf16"), "pt") as file:
+        names, metadata = set(file.keys()), file.metadata()
+        dtypes = {file.get_tensor(name).dtype for name in names}
+
+    expected = (
+        "blocks.0.self_attn.q.lora_up.weight",
+        "blocks.0.self_attn.q.lora_down.weight",
+        "blocks.0.self_attn.q.diff_b",
+        "blocks.0.self_attn.norm_q.diff",
+        "blocks.0.norm3.diff",
+        "blocks.0.norm3.diff_b",
+        "blocks.0.diff_m",
+        "head.diff_m",
+        "patch_embedding.diff",
+        "time_embedding.0.lora_up.weight",
+    )
+    assert {f"diffusion_model.{name}" for name in expected} <= names
+    assert dtypes == {torch.bfloat16}
+    assert metadata["lightx2v.task"] == "t2v"
+    assert "rank    8: relative error" in capsys.readouterr().out
+
+
+def test_the_table_has_every_row_whose_files_are_there(
+    family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extracted(family, rank=8).rename(family / "demo_distill_lora.safetensors")
+
+    folders = ["--folder", str(family), "--out", str(tmp_path)]
+    table_main(["--smoke", *folders, "--prompts", "2", "--seeds", "2"])
+
+    table = json.loads((tmp_path / "table.json").read_text("utf-8"))
+    rows = {(row["task"], row["name"]): row for row in table["rows"]}
+    assert len(rows) == 15
+    first = rows["t2v", "base, 50 steps, CFG 3"]
+    assert first["difference"] is None
+    assert (first["frechet_ratio"], first["diversity_ratio"], first["speedup"]) == (1, 1, 1)
+    assert all(row["clips"] == 4 and row["denoiser_seconds"] > 0 for row in rows.values())
+    assert rows["t2v", "distilled, 4 steps"]["first_frame_psnr"] is None
+    assert rows["i2v", "distilled, 4 steps"]["first_frame_psnr"] > 0
+    assert rows["t2v", "distilled, 4 steps"]["speedup"] > 5, "100 forwards against 4"
+    said = capsys.readouterr().out
+    assert "left out: i2v base + two expert LoRAs, 4 steps: no demo_high_noise_lora" in said
+    assert "| t2v: distilled, renoise, 4 steps | 4 |" in (tmp_path / "table.md").read_text("utf-8")
+    for name in ("scores.png", "bars.png", "sheet.png"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def test_clips_are_shared_out_evenly() -> None:
+    assert even_parts(1500, 256) == [(i * 250, (i + 1) * 250) for i in range(6)]
+    assert even_parts(7, 3) == [(0, 2), (2, 4), (4, 7)]
+
+
+def test_a_folder_without_models_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="holds no model this table knows"):
+        table_main(["--folder", str(tmp_path), "--out", str(tmp_path)])

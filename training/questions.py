@@ -1,0 +1,125 @@
+"""What every sampler of the table is asked: prompts, several noises each, and their first frames.
+
+Axes besides those of the core: P prompts, S seeds of a prompt. Clip i belongs to prompt i // S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lightx2v_core.wan.vae import WanVae
+
+from .bank import condition_mask, picture_latents, with_mask
+from .captions import plain_prompt, stories
+from .context import Context
+from .measures import Reference, clip_features
+from .text import TextStates, empty_rows, encode_rows
+from .vocabulary import CaptionRows
+from .world import Scenes, sample_scenes
+
+SCENE_SEED = 70_003  # no training and no other exam draws its clips from these
+NOISE_SEED, AGAIN_SEED = 70_004, 70_005
+REAL_CLIPS = 2000  # at least as many rendered clips stand for the world
+
+Source = Callable[[int, Generator], Scenes]
+Again = Callable[[Scenes, Generator], Scenes]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Questions:
+    """Scenes and states are per prompt, noise per clip. Noise waits on the CPU."""
+
+    scenes: Scenes
+    prompts: list[str]
+    texts: tuple[TextStates, TextStates]
+    noise_BCTHW: Tensor
+    seeds: int
+    first_PCHW: Tensor
+    image_PCTHW: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.prompts) * self.seeds
+
+    def prompt_rows(self, start: int, stop: int) -> Tensor:
+        """The prompt of each clip from `start` to `stop`."""
+        return torch.arange(start, min(stop, len(self))) // self.seeds
+
+    def first(self, prompts: int) -> Questions:
+        """Only the first prompts, with all their seeds."""
+        return Questions(
+            self.scenes[:prompts],
+            self.prompts[:prompts],
+            (self.texts[0][:prompts], self.texts[1][:prompts]),
+            self.noise_BCTHW[: prompts * self.seeds],
+            self.seeds,
+            self.first_PCHW[:prompts],
+            None if self.image_PCTHW is None else self.image_PCTHW[:prompts],
+        )
+
+
+@torch.no_grad()
+def ask(
+    context: Context, scenes: Scenes, seeds: int, rows: CaptionRows, text: nn.Module
+) -> Questions:
+    """Text-to-video questions about `scenes`; the noise of a clip is the same for every sampler."""
+    count = len(scenes)
+    prompts = [plain_prompt(story) for story in stories(scenes)]
+    ids = rows(prompts).to(context.device)
+    texts = (encode_rows(text, ids), encode_rows(text, empty_rows(count, context.device)))
+    rng = Generator().manual_seed(NOISE_SEED)
+    noise = torch.randn(count * seeds, *context.sizes.latent_shape, generator=rng)
+    scenes = scenes.to(context.device)
+    first = torch.cat([context.render(part)[:, :, 0] for part in parts_of(context, scenes)])
+    return Questions(scenes, prompts, texts, noise, seeds, first, None)
+
+
+@torch.no_grad()
+def with_first_frames(context: Context, questions: Questions, vae: WanVae) -> Questions:
+    """The same questions with the first frame given."""
+    latents = []
+    for part in parts_of(context, questions.scenes):
+        latents.append(picture_latents(context, vae, context.render(part).to(context.dtype)))
+    image = with_mask(torch.cat(latents).float(), condition_mask(context))
+    return replace(questions, image_PCTHW=image)
+
+
+def parts_of(context: Context, scenes: Scenes) -> list[Scenes]:
+    step = context.sizes.chunk
+    return [scenes[start : start + step] for start in range(0, len(scenes), step)]
+
+
+def unseen_scenes(count: int, source: Source = sample_scenes) -> Scenes:
+    """The scenes of the table; `source` draws them."""
+    return source(count, Generator().manual_seed(SCENE_SEED))
+
+
+def rendered_features(context: Context, scenes: Scenes, rng: Generator, again: Again) -> Tensor:
+    """Raw features of other clips with the captions of `scenes`."""
+    drawn = again(scenes.to("cpu"), rng).to(context.device)
+    return torch.cat([clip_features(context.render(part)) for part in parts_of(context, drawn)])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RealClips:
+    """Rendered clips of the table's captions: what samplers are compared with."""
+
+    features_PSD: Tensor  # S draws of each caption
+    reference: Reference
+
+    def spread(self, prompts: int) -> float:
+        """How far apart two renders of one of the first captions are."""
+        return self.reference.spread(self.features_PSD[:prompts])
+
+
+def real_clips(
+    context: Context, scenes: Scenes, again: Again, least: int = REAL_CLIPS
+) -> RealClips:
+    draws = max(2, -(-least // len(scenes)))
+    rng = Generator().manual_seed(AGAIN_SEED)
+    features = [rendered_features(context, scenes, rng, again) for _ in range(draws)]
+    stacked = torch.stack(features, dim=1)
+    return RealClips(stacked, Reference.of(stacked.flatten(0, 1)))
