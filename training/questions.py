@@ -23,7 +23,6 @@ from .world import Scenes, sample_scenes
 
 SCENE_SEED = 70_003  # no training and no other exam draws its clips from these
 NOISE_SEED, AGAIN_SEED = 70_004, 70_005
-REAL_CLIPS = 2000  # at least as many rendered clips stand for the world
 
 Source = Callable[[int, Generator], Scenes]
 Again = Callable[[Scenes, Generator], Scenes]
@@ -97,29 +96,41 @@ def unseen_scenes(count: int, source: Source = sample_scenes) -> Scenes:
     return source(count, Generator().manual_seed(SCENE_SEED))
 
 
-def rendered_features(context: Context, scenes: Scenes, rng: Generator, again: Again) -> Tensor:
-    """Raw features of other clips with the captions of `scenes`."""
-    drawn = again(scenes.to("cpu"), rng).to(context.device)
-    return torch.cat([clip_features(context.render(part)) for part in parts_of(context, drawn)])
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class RealClips:
     """Rendered clips of the table's captions: what samplers are compared with."""
 
     features_PSD: Tensor  # S draws of each caption
     reference: Reference
+    floors: dict[str, float]  # Fréchet distances that no sampler can be expected to beat
 
     def spread(self, prompts: int) -> float:
         """How far apart two renders of one of the first captions are."""
         return self.reference.spread(self.features_PSD[:prompts])
 
 
+@torch.no_grad()
 def real_clips(
-    context: Context, scenes: Scenes, again: Again, least: int = REAL_CLIPS
+    context: Context, asked: Questions, again: Again, vae: WanVae, least: int
 ) -> RealClips:
-    draws = max(2, -(-least // len(scenes)))
+    """At least `least` rendered clips. The floors are of as many as each sampler makes; the one
+    through the VAE takes a GPU."""
+    draws = max(2, -(-least // len(asked.prompts)))
     rng = Generator().manual_seed(AGAIN_SEED)
-    features = [rendered_features(context, scenes, rng, again) for _ in range(draws)]
-    stacked = torch.stack(features, dim=1)
-    return RealClips(stacked, Reference.of(stacked.flatten(0, 1)))
+
+    def features(clip_of: Callable[[Tensor], Tensor]) -> Tensor:
+        drawn = again(asked.scenes.to("cpu"), rng).to(context.device)
+        parts = [clip_features(clip_of(context.render(s))) for s in parts_of(context, drawn)]
+        return torch.cat(parts)
+
+    def through_vae(pixels: Tensor) -> Tensor:
+        return context.decode(vae, context.encode(vae, pixels.to(context.dtype)))
+
+    stacked = torch.stack([features(lambda pixels: pixels) for _ in range(draws)], dim=1)
+    reference, floors = Reference.of(stacked.flatten(0, 1)), {}
+    ways = {"rendered anew": lambda pixels: pixels, "rendered anew, through the VAE": through_vae}
+    for name, way in ways.items():
+        if way is not through_vae or context.device.type == "cuda":
+            made = torch.cat([features(way) for _ in range(asked.seeds)])
+            floors[name] = reference.distance(made)
+    return RealClips(stacked, reference, floors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from .samplers import Row
 NOTES = """
 On {device}; noises of each prompt: {seeds}, the same for every sampler. Attributes in percent.
 Intervals resample prompts; differences are paired. Fréchet: squared distance of Gaussians on judge
-features, in deviations of rendered clips; comparable between rows of equally many clips. Diversity:
-mean distance between seeds of a prompt in {free}, 1 being two renders of its caption; a given first
-frame leaves little of that open. x first: against the first row of the task on the same prompts."""
+features, in deviations of rendered clips (floor: {floor}); comparable between rows of equally many
+clips. Diversity: mean distance between seeds of a prompt in {free}, 1 being two renders of its
+caption; a given first frame leaves little of that open. x first: against the first row of the task
+on the same prompts."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,13 +128,16 @@ def _ratio(value: float, reference: float) -> float:
     return value / reference if reference else math.nan
 
 
-def report(folder: Path, device: str, seeds: int, lines: Sequence[Line]) -> None:
+def report(
+    folder: Path, device: str, seeds: int, lines: Sequence[Line], floors: Mapping[str, float]
+) -> None:
     """table.md, table.json, scores.png and bars.png."""
-    content = {"device": device, "seeds": seeds, "rows": [asdict(line) for line in lines]}
+    rows = [asdict(line) for line in lines]
+    content = {"device": device, "seeds": seeds, "frechet_floors": dict(floors), "rows": rows}
     # JSON has no NaN.
     text = json.dumps(_without_nan(content), indent=1, allow_nan=False)
     (folder / "table.json").write_text(text + "\n", "utf-8")
-    (folder / "table.md").write_text(as_markdown(device, seeds, lines), "utf-8")
+    (folder / "table.md").write_text(as_markdown(device, seeds, lines, floors), "utf-8")
     points = [
         Point(f"{line.task} {line.name}", line.milliseconds_a_clip, line.score) for line in lines
     ]
@@ -151,7 +155,7 @@ def _without_nan(value: object) -> object:
     return value
 
 
-def as_markdown(device: str, seeds: int, lines: Sequence[Line]) -> str:
+def as_markdown(device: str, seeds: int, lines: Sequence[Line], floors: Mapping[str, float]) -> str:
     names = list(dict.fromkeys(name for line in lines for name in line.attributes))
     head = [
         "sampler",
@@ -166,7 +170,8 @@ def as_markdown(device: str, seeds: int, lines: Sequence[Line]) -> str:
     ]
     table = [head, ["---"] * len(head), *(_cells(line, names) for line in lines)]
     rows = ["| " + " | ".join(cells) + " |" for cells in table]
-    notes = NOTES.format(device=device, seeds=seeds, free=", ".join(FREE))
+    floor = ", ".join(f"{value:.2f} {name}" for name, value in floors.items())
+    notes = NOTES.format(device=device, seeds=seeds, free=", ".join(FREE), floor=floor)
     return "\n".join(rows) + "\n" + notes + "\n"
 
 

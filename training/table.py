@@ -50,6 +50,7 @@ from .world import sample_scenes
 
 RENOISE_SEED = 70_006
 QUICK_PROMPTS, QUICK_SIDE_PROMPTS = 48, 12
+REAL_CLIPS, QUICK_REAL_CLIPS = 4000, 200  # rendered ones that stand for the world
 GPU_CHUNK, CPU_CHUNK = 64, 4  # clips that are decoded and judged together
 CPU_BATCH = 4  # clips a CPU's caches hold in the transformer
 SHEET_CLIPS = 2
@@ -93,7 +94,8 @@ def main(
         results.append((row, made))
         strips |= {f"{row.task} {row.name} ({i})": clip for i, clip in enumerate(clips)}
         # After every row, so that a run which is cut off leaves what it had.
-        report(options.out, device_name(device), seeds, summarise(results, bench.real))
+        lines = summarise(results, bench.real)
+        report(options.out, device_name(device), seeds, lines, bench.real.floors)
         release_memory(device)
     save_sheet(strips, options.out / "sheet.png")
     print((options.out / "table.md").read_text("utf-8"))
@@ -164,8 +166,8 @@ def prepare(
     if "i2v" in options.tasks:
         asked = questions["t2v"].first(QUICK_SIDE_PROMPTS) if options.quick else questions["t2v"]
         questions["i2v"] = with_first_frames(context, asked, vae)
-    least = max(2 * counts[0], 4) if is_cpu else 4 * counts[0]
-    real = real_clips(context, scenes, again, least)
+    least = QUICK_REAL_CLIPS if is_cpu else REAL_CLIPS
+    real = real_clips(context, questions["t2v"], again, vae, least)
     return Bench(context, options.folder, vae, questions, real, options.compile)
 
 
