@@ -33,7 +33,7 @@ FEATURES = {
     "end x": 1.0,
     "end y": 1.0,
     "size": 0.5,  # root of the area, world units
-    "growth": 0.1,  # logarithm of last area / first area
+    "growth": 0.05,  # logarithm of last area / first area
     "path": 1.0,  # from start to end, world units
     "direction x": 0.1,  # unit vector
     "direction y": 0.1,
@@ -51,7 +51,6 @@ FEATURES = {
 # What a caption leaves open. Diversity is measured in these alone: pixels, or all features, would
 # count a wrong colour, shape or direction and any blur as variety.
 FREE = ("start x", "start y", "size", "path", "background")
-MOST_DEVIATIONS = 5.0  # that one feature of one clip may count: a lost object is one fault, not all
 EDGE_LOW, EDGE_HIGH = 0.4, 0.9  # cover between which a pixel is on the edge
 
 
@@ -160,13 +159,10 @@ class Reference:
         raw = real_ND.double()
         floors = torch.tensor(list(FEATURES.values()), dtype=torch.float64)
         mean, deviation = raw.mean(dim=0), torch.maximum(raw.std(dim=0), floors)
-        far = ((raw - mean) / deviation).clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
-        return cls(mean, deviation, far)
+        return cls(mean, deviation, (raw - mean) / deviation)
 
     def standardised(self, features_ND: Tensor) -> Tensor:
-        """In deviations of the rendered clips, at most MOST_DEVIATIONS."""
-        far = (features_ND.double() - self.mean_D) / self.deviation_D
-        return far.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
+        return (features_ND.double() - self.mean_D) / self.deviation_D
 
     def distance(self, features_ND: Tensor) -> float:
         """Fréchet distance of clips with these raw features to the rendered ones."""
