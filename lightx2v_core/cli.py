@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .datatypes import VideoSize
 from .errors import CheckpointError, LightX2VError, RequestError
+from .lora.steps import read_strengths
 from .pipeline import GenerateRequest, OnProgress, Pipeline, Result
 from .presets import FPS, Overrides
 from .quant.quantise import WRITTEN
@@ -85,7 +86,14 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE[:STRENGTH]",
-        help="may be given several times; high or low in its name chooses the expert",
+        help="may be given several times; FILE:1,1,0.6,0 is a strength for each step; high_noise "
+        "or low_noise in its name chooses the expert",
+    )
+    add(
+        "--lora-merge",
+        action="store_true",
+        help="add LoRAs to the weights of a bf16, fp16 or fp32 model: faster, and needs RAM for a "
+        "second copy of them",
     )
     add("--attention", default="auto", help="auto, sdpa, flash, sage")
     add("--device", default="auto", help="auto, cuda, mps, cpu")
@@ -179,7 +187,7 @@ def run_generate(options: argparse.Namespace) -> int:
     )
     for expert in pipeline.experts:
         print(expert.summary)
-    for line in pipeline.set_loras([_lora(text) for text in options.lora]):
+    for line in pipeline.set_loras([_lora(text) for text in options.lora], options.lora_merge):
         print(line)
     plan = describe(pipeline.plan(overrides))
     print(plan)
@@ -197,13 +205,12 @@ def run_generate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _lora(text: str) -> tuple[Path, float]:
-    """FILE or FILE:STRENGTH; a Windows drive letter is no strength."""
-    path, _, strength = text.rpartition(":")
-    try:
-        return (Path(path), float(strength)) if path else (Path(text), 1.0)
-    except ValueError:
+def _lora(text: str) -> tuple[Path, float | tuple[float, ...]]:
+    """FILE, FILE:STRENGTH or FILE:1,1,0.6,0; a Windows drive letter is no file."""
+    path, _, strengths = text.rpartition(":")
+    if not path or not set(strengths) <= set("0123456789+-.,eE "):
         return Path(text), 1.0
+    return Path(path), read_strengths(strengths)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -233,6 +240,7 @@ def _metadata(options: argparse.Namespace, result: Result, plan: str) -> dict[st
         "seed": options.seed,
         "model": str(options.model),
         "lora": options.lora,
+        "lora_merge": options.lora_merge,
         "size": [result.size.width, result.size.height, result.size.frames],
         "plan": plan,
         "version": version(),
