@@ -140,9 +140,7 @@ class Pipeline:
             steps_of(expert.model).check(plan.steps)
         return plan
 
-    def set_loras(
-        self, files: Sequence[tuple[Path, Strengths]], merge: bool = False
-    ) -> list[str]:
+    def set_loras(self, files: Sequence[tuple[Path, Strengths]], merge: bool = False) -> list[str]:
         """Put LoRA files on the experts, in place of those before; a line for each, and warnings.
 
         A strength is one number, or one for each step of the run (of both experts together). A

@@ -17,7 +17,7 @@ from .read import LoraFile
 IMAGE_LAYERS = re.compile(
     r"img_emb|k_img|v_img|image_embedder|add_[kv]_proj|norm_added_k|add[._][kv][._]proj"
 )
-TASKS = {"t2v": "text-to-video", "i2v": "image-to-video"}
+TASKS = {"t2v": "a text-to-video", "i2v": "an image-to-video"}
 
 _NOISE = re.compile(r"(high|low)[ _-]?noise")
 # Only in names that are about a model of two experts, and only where the word stands alone.
@@ -25,6 +25,7 @@ _TWO_EXPERTS = re.compile(r"wan[ _-]?2[._]?2|a14b|lightning")
 _LONE = re.compile(
     r"(?<![a-z])(high|low)(?=$|[._ -](?:lightx2v|lora|model|fp\d|bf16|rank|v?\d|safetensors))"
 )
+_WORD = re.compile(r"(?<![a-z])(high|low)(?![a-z])")
 _TASK = re.compile(r"(?<![a-z])(t2v|i2v)(?![a-z])")
 # Metadata entries that hold the name a file was saved under.
 _TITLES = ("ss_output_name", "modelspec.title")
@@ -67,6 +68,8 @@ def _agreed(found: Iterable[str | None]) -> str | None:
 
 def _expert(label: str) -> str | None:
     words = set(_NOISE.findall(label))
+    if len(set(_WORD.findall(label))) > 1:
+        return None
     if not words and _TWO_EXPERTS.search(label):
         words = set(_LONE.findall(label))
     return words.pop() if len(words) == 1 else None

@@ -209,7 +209,7 @@ def _warnings(
     task = task_of(shapes)
     if task and origin.task and origin.task != task:
         lines.append(
-            f"{lora.name} is a {TASKS[origin.task]} LoRA on a {TASKS[task]} model: what fits is "
+            f"{lora.name} is {TASKS[origin.task]} LoRA on {TASKS[task]} model: what fits is "
             "applied, the effect may be weaker than it should be"
         )
     return tuple(lines)

@@ -145,12 +145,12 @@ def _refuse_twice(parts: Mapping[str, Part], source: str) -> None:
 
 
 def _check_numbers(stored: str, tensor: Tensor, source: str) -> None:
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() and tensor.numel() > 1:  # alpha may be a whole number
         raise CheckpointError(
             f"{source}: {stored} is stored as {str(tensor.dtype).removeprefix('torch.')}; "
             "use a LoRA in bf16, fp16 or fp32"
         )
-    if tensor.itemsize < 2:
+    if tensor.is_floating_point() and tensor.itemsize < 2:
         tensor = tensor.to(torch.bfloat16)  # fp8 has no sum of its own
     # One pass without a mask: any NaN or infinity reaches the sum.
     if not math.isfinite(tensor.sum(dtype=torch.float32)):

@@ -18,7 +18,7 @@ _SLOT = "lora_steps"  # in the model's __dict__: neither module nor parameter
 
 
 def read_strengths(text: str) -> float | tuple[float, ...]:
-    """"0.8", or "1, 1, 0.6, 0" with one number for each step. Raises RequestError."""
+    """ "0.8", or "1, 1, 0.6, 0" with one number for each step. Raises RequestError."""
     try:
         numbers = tuple(float(part) for part in text.replace(";", ",").split(","))
     except ValueError as error:
@@ -83,9 +83,7 @@ class StepLoras:
             changing.refresh()
 
 
-def keep_steps(
-    model: nn.Module, branches: Iterable[Branch] = (), sums: Iterable[Sum] = ()
-) -> None:
+def keep_steps(model: nn.Module, branches: Iterable[Branch] = (), sums: Iterable[Sum] = ()) -> None:
     """Remember on `model` which of these change between steps; nothing for an empty call."""
     changing = [s for s in sums if any(term.level is not None for term in s.terms)]
     terms = [*branches, *(term for s in changing for term in s.terms)]
