@@ -64,10 +64,9 @@ def sort_own(patches: list[Patch]) -> None:
 def check_strengths(models: Iterable[Patcher], steps: int) -> None:
     """Before a run: one strength for each step, or a sentence."""
     for model in models:
-        for strength in {
-            p[0] for patches in model.patches.values() for p in patches if steps_in(p)
-        }:
-            Level(strength.lora, strength.steps).check(steps)
+        for patches in model.patches.values():
+            for patch in filter(steps_in, patches):
+                patch[0].level().check(steps)
 
 
 def refuse_changing(patches: dict[str, list[Patch]], what: str) -> None:

@@ -221,7 +221,10 @@ def ten_strengths_in_a_row_hold_as_many_tensors_and_move_no_base_weight() -> str
 
 
 @check
-def a_native_lora_changes_every_quantised_base_as_it_changes_the_original() -> str:
+def a_native_lora_changes_every_quantised_base_as_much_as_the_original() -> str:
+    """In size within 2 %; in direction as far as the base itself moved by its rounding (e4m3 has
+    three bits of mantissa). On the weights that the codes stand for the effect is the same: see
+    inprocess_memory."""
     convert = pack("lightx2v_core.checkpoint.convert")
     folder = WORK / "models/diffusion_models"
     effect = ksampler(with_lora(base()), steps=1) - ksampler(base(), steps=1)
@@ -230,9 +233,11 @@ def a_native_lora_changes_every_quantised_base_as_it_changes_the_original() -> s
         file = f"lora_on_{scheme}"
         convert.quantise_file(folder / "t2v.safetensors", folder / f"{file}.safetensors", scheme)
         model = ours(file)
-        plain = ksampler(model, steps=1)
-        error = relative(ksampler(with_lora(model), steps=1) - plain, effect)
-        found.append(f"{scheme} {error:.4f}")
+        changed = ksampler(with_lora(model), steps=1) - ksampler(model, steps=1)
+        size = float(changed.norm() / effect.norm())
+        error = relative(changed, effect)
+        assert abs(size - 1) < 0.02 and error < 0.03, (scheme, size, error)
+        found.append(f"{scheme} size {size:.4f}, difference {error:.4f}")
     return ", ".join(found)
 
 

@@ -157,20 +157,26 @@ def test_a_lora_equals_the_merged_weights(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def plainly_named(tmp_path_factory: pytest.TempPathFactory) -> Tensor:
-    model, folder = tiny_model(), tmp_path_factory.mktemp("plain")
-    apply_loras(model, [(read_lora(written(folder, PLAIN)), STRENGTH)])
-    return run(model)
+def shared() -> WanModel:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def plainly_named(shared: WanModel, tmp_path_factory: pytest.TempPathFactory) -> Tensor:
+    folder = tmp_path_factory.mktemp("plain")
+    apply_loras(shared, [(read_lora(written(folder, PLAIN)), STRENGTH)])
+    return run(shared)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_every_spelling_gives_the_same_bits(tmp_path, plainly_named, dialect):
-    model, lora = tiny_model(), read_lora(written(tmp_path, DIALECTS[dialect]))
+def test_every_spelling_gives_the_same_bits(tmp_path, shared, plainly_named, dialect):
+    apply_loras(shared, [])
+    lora = read_lora(written(tmp_path, DIALECTS[dialect]))
 
-    (report,) = apply_loras(model, [(lora, STRENGTH)])
+    (report,) = apply_loras(shared, [(lora, STRENGTH)])
 
     assert (report.matched, report.failed, report.ranks) == (len(LAYERS), (), (RANK,))
-    assert torch.equal(run(model), plainly_named)
+    assert torch.equal(run(shared), plainly_named)
 
 
 def test_differences_of_weight_bias_and_modulation_take_the_strength_too(tmp_path):
