@@ -11,7 +11,8 @@ from comfy_api.latest import io
 from torch import nn
 
 from ..lightx2v_core.errors import RequestError
-from ..lightx2v_core.lora.match import LoraMatch, match_lora, model_shapes
+from ..lightx2v_core.lora.branches import weight_shapes
+from ..lightx2v_core.lora.match import LoraMatch, match_lora
 from ..lightx2v_core.lora.read import read_lora
 from ..lightx2v_core.lora.steps import read_strengths
 from .files import fingerprint, list_files, resolve
@@ -87,7 +88,7 @@ class ApplyLora(io.ComfyNode):
             )
         path = resolve(LORAS, lora)
         expert = getattr(getattr(model.model, "info", None), "expert", None)
-        shapes = model_shapes(model.model.diffusion_model)
+        shapes = weight_shapes(model.model.diffusion_model)
         match = match_lora(read_lora(path), shapes, wanted, expert)
         summary = _summary(match)
         show_text(summary, cls.hidden.unique_id)

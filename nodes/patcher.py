@@ -18,7 +18,7 @@ from ..lightx2v_core.lora.branches import set_lora
 from ..lightx2v_core.lora.steps import keep_steps
 from ..lightx2v_core.memory.residency import Residency
 from .adapt import refuse_quantised, sort_patches
-from .strengths import changing_sums, refuse_changing
+from .strengths import changing_sums, refuse_changing, refuse_mixed
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +138,7 @@ class ResidentPatcher(comfy.model_patcher.ModelPatcher):
         if self._is_applied() and not merge:
             return
         branches, in_place = sort_patches(self.model, self.patches, merge)
+        refuse_mixed(self.patches, in_place)
         if self.backup or in_place:
             self.engine.release()  # patched weights become the homes that blocks return to
         for key, backup in self.backup.items():

@@ -79,6 +79,14 @@ def refuse_changing(patches: dict[str, list[Patch]], what: str) -> None:
             )
 
 
+def refuse_mixed(patches: dict[str, list[Patch]], in_place: Iterable[str]) -> None:
+    """Of what is changed in place only differences can be added anew for each step. A pair is in
+    here, and not a branch, when something else on its weight must be merged into it."""
+    for key in in_place:
+        if any(p[2] != 1.0 or (steps_in(p) and not isinstance(p[1], tuple)) for p in patches[key]):
+            refuse_changing({key: patches[key]}, f"what else is merged into {key}")
+
+
 def changing_sums(patcher: Patcher, keys: Iterable[str]) -> list[Sum]:
     """Of the small tensors the patcher has changed in place, those that change between steps."""
     made = []

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import CapabilityError, RequestError
 from ..wan.model import WanModel
-from .branches import Branch, Level, set_lora
-from .match import LoraMatch, LoraReport, match_lora, model_shapes
+from .branches import Branch, Level, set_lora, weight_shapes
+from .match import LoraMatch, LoraReport, match_lora
 from .read import LoraFile
 from .steps import Strengths, Sum, keep_steps
 
@@ -36,7 +36,7 @@ def apply_loras(
     Raises with nothing changed: CheckpointError when a file matches nothing or a shape differs,
     CapabilityError for a merge into quantised weights, RequestError for one that changes by step.
     """
-    shapes = model_shapes(model)
+    shapes = weight_shapes(model)
     matches = [match_lora(lora, shapes, strengths, expert) for lora, strengths in loras]
     branches: Terms = {}
     sums: Terms = {}
@@ -85,12 +85,15 @@ def _check_merge(model: WanModel, branches: Terms, reports: list[LoraReport]) ->
             )
     for name in branches:
         linear: Any = model.get_submodule(name)
-        if not isinstance(linear, nn.Linear) or linear.weight.itemsize < 2:
-            raise CapabilityError(
-                f"{name} is stored as {str(linear.weight.dtype).removeprefix('torch.')}, and "
-                "merging a LoRA would round it to the codes of the quantised weight; do not merge "
-                "(it is applied exactly beside the weights), or use a bf16, fp16 or fp32 model"
-            )
+        if isinstance(linear, nn.Linear) and linear.weight.itemsize >= 2:
+            continue
+        weight = getattr(linear, "weight", None)
+        stored = type(linear).__name__ if weight is None else str(weight.dtype)
+        raise CapabilityError(
+            f"{name} is stored as {stored.removeprefix('torch.')}, and merging a LoRA would round "
+            "it to the codes of the quantised weight; do not merge (it is applied exactly beside "
+            "the weights), or use a bf16, fp16 or fp32 model"
+        )
 
 
 def _set_sums(model: WanModel, sums: Terms) -> list[Sum]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CheckpointError, preview
 from .identify import IMAGE_LAYERS, TASKS, Origin, identify, model_size, task_of
@@ -68,16 +67,6 @@ class LoraMatch:
     differences: dict[str, Tensor]
     report: LoraReport
     order: tuple[object, ...] = ()  # sorts LoRAs alike, whichever way round they were given
-
-
-def model_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape; of linears the shape their weight stands for, however it is stored."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name, module in model.named_modules():
-        if hasattr(module, "in_features") and hasattr(module, "out_features"):
-            linear: Any = module
-            shapes[f"{name}.weight"] = (linear.out_features, linear.in_features)
-    return shapes
 
 
 def match_lora(

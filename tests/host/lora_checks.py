@@ -286,5 +286,7 @@ def a_lokr_is_refused_by_name_and_the_native_loader_takes_it_on_full_precision()
         out = host_nodes.LoraLoaderModelOnly().load_lora_model_only(model, file, 1.0)[0]
         return ksampler(out)
 
+    changing = applied(base(), strengths="1, 1, 0")
+    assert "what else is merged into" in sentence(lambda: loaded(changing))
     assert relative(loaded(base()), ksampler(base())) > 1e-4
     return close(loaded(base()), loaded(native()), 2e-5)

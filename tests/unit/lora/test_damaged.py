@@ -7,7 +7,8 @@ import torch
 
 from lightx2v_core.errors import CheckpointError
 from lightx2v_core.lora.apply import apply_loras
-from lightx2v_core.lora.match import match_lora, model_shapes
+from lightx2v_core.lora.branches import weight_shapes
+from lightx2v_core.lora.match import match_lora
 from lightx2v_core.lora.names import OTHER_ADAPTERS, OTHER_FAMILIES
 from lightx2v_core.lora.read import read_lora
 from lightx2v_core.wan.model import WanModel
@@ -171,7 +172,7 @@ def test_a_lora_of_another_family_is_named(tmp_path, family):
     lora = read_lora(written(tmp_path, tensors))
 
     with torch.device("meta"):
-        shapes = model_shapes(WanModel(VARIANTS["t2v"]))
+        shapes = weight_shapes(WanModel(VARIANTS["t2v"]))
 
     with pytest.raises(CheckpointError, match=f"no layer of .* it was made for {family};"):
         match_lora(lora, shapes)

@@ -12,9 +12,11 @@ from lightx2v_core.assemble import load_transformer
 from lightx2v_core.checkpoint.layouts import to_diffusers
 from lightx2v_core.errors import CheckpointError
 from lightx2v_core.lora.apply import apply_loras
+from lightx2v_core.lora.branches import weight_shapes
+from lightx2v_core.lora.names import ModelNames
 from lightx2v_core.lora.read import read_lora
 from lightx2v_core.wan.model import WanModel
-from tests.conftest import relative_error, tiny_model
+from tests.conftest import VARIANTS, relative_error, tiny_model
 from tests.tolerances import FLOAT32_PARITY
 from tests.unit.lora.samples import pair, run, written
 
@@ -280,6 +282,27 @@ def test_differences_of_a_memory_mapped_model_leave_its_file_alone(tmp_path):
 
     assert relative_error(run(model), run(merged(1.0, True))) <= FLOAT32_PARITY
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("variant", ["t2v", "flf2v"])
+def test_every_tensor_is_found_by_its_official_diffusers_and_flat_names(variant):
+    with torch.device("meta"):
+        tensors = weight_shapes(WanModel(VARIANTS[variant]))
+    names = ModelNames(tensors)
+
+    for name in tensors:
+        stem, _, leaf = name.rpartition(".")
+        spelled = to_diffusers(name)
+        assert names.find(stem, leaf) == names.find(flat(stem), leaf) == name
+        assert names.find(name, "weight") == names.find(spelled, "weight") == name
+        assert names.find(flat(spelled), "weight") == name
+
+
+def test_a_flat_name_that_could_be_two_layers_is_neither():
+    names = ModelNames(["a.b_c.weight", "a_b.c.weight"])
+
+    assert names.find("a_b_c", "weight") is None
+    assert names.find("a_b.c", "weight") == "a_b.c.weight"
 
 
 SPELLED_DIFFERENCES = {

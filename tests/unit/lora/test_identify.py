@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lightx2v_core.errors import CheckpointError
+from lightx2v_core.lora.branches import weight_shapes
 from lightx2v_core.lora.identify import identify
-from lightx2v_core.lora.match import match_lora, model_shapes
+from lightx2v_core.lora.match import match_lora
 from lightx2v_core.lora.read import read_lora
 from lightx2v_core.wan.model import WanModel
 from tests.conftest import VARIANTS
@@ -55,7 +56,7 @@ def test_a_renamed_file_is_known_by_the_name_it_was_saved_under(tmp_path):
 @cache
 def shapes(variant):
     with torch.device("meta"):
-        return model_shapes(WanModel(VARIANTS[variant]))
+        return weight_shapes(WanModel(VARIANTS[variant]))
 
 
 def matched(folder, tensors, variant="t2v", expert=None, name="lora.safetensors"):
