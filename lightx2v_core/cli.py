@@ -92,8 +92,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add(
         "--lora-merge",
         action="store_true",
-        help="add LoRAs to the weights of a bf16, fp16 or fp32 model: faster, and needs RAM for a "
-        "second copy of them",
+        help="add LoRAs to the weights of a bf16, fp16 or fp32 model instead of computing them "
+        "beside; needs RAM for a second copy of the weights",
     )
     add("--attention", default="auto", help="auto, sdpa, flash, sage")
     add("--device", default="auto", help="auto, cuda, mps, cpu")
@@ -220,6 +220,8 @@ def _check(options: argparse.Namespace) -> None:
         raise RequestError("--task i2v needs a start image; add --image FILE")
     if options.task == "t2v" and options.image is not None:
         raise RequestError("--image is given with --task t2v; use --task i2v")
+    if options.lora_merge and not options.lora:
+        raise RequestError("--lora-merge is given without a LoRA; add --lora FILE")
     if options.low_noise_model and not options.low_noise_model.exists():
         raise CheckpointError(f"--low-noise-model {options.low_noise_model} does not exist")
 

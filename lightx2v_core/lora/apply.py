@@ -31,7 +31,7 @@ def apply_loras(
 
     A strength is one number, or one for each step (`steps_of(model).follow` moves through them).
     The order of `loras` changes nothing, not even the last bit. `merge` adds them to the weights
-    in float32 and rounds once: faster afterwards, and a second copy of the changed weights in RAM.
+    in float32 and rounds once: no branch to compute, a second copy of the changed weights in RAM.
     To be called while the weights are where they were loaded, not placed on a card.
     Raises with nothing changed: CheckpointError when a file matches nothing or a shape differs,
     CapabilityError for a merge into quantised weights, RequestError for one that changes by step.

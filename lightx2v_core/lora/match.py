@@ -129,7 +129,7 @@ class _Places:
             difference = pair.scale * (pair.up_MR.float() @ pair.down_RK.float())
             if pair.shape == shape:
                 self._take(target, stem, "pair")
-                self.differences[target] = difference.reshape(shape)
+                self._add(target, difference.reshape(shape))
             else:
                 self.unmatched.append(stem)
         else:
@@ -143,6 +143,12 @@ class _Places:
             self.unmatched.append(f"{stem}.{leaf}")
             return
         self._take(target, stem, "difference")
+        self._add(target, difference)
+
+    def _add(self, target: str, difference: Tensor) -> None:
+        """A convolution may have a pair and a difference: both count."""
+        if target in self.differences:
+            difference = self.differences[target].float() + difference.float()
         self.differences[target] = difference
 
     def _take(self, target: str, stem: str, kind: str) -> None:

@@ -106,7 +106,8 @@ def read_lora(path: str | Path) -> LoraFile:
     }
     for part, (stored, tensor) in by_part.items():
         if part.role == "up_bias" and part.stem in pairs:
-            differences[part.stem, "bias"] = tensor.float() * pairs[part.stem].scale
+            bias, key = tensor.float() * pairs[part.stem].scale, (part.stem, "bias")
+            differences[key] = bias + differences[key].float() if key in differences else bias
             used.add(stored)
     used |= {stored for part, (stored, _) in by_part.items() if part.role == "difference"}
     if not pairs and not differences:

@@ -389,6 +389,7 @@ def test_strengths_that_do_not_fit_end_in_one_sentence(models, tmp_path, capsys,
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        (["--lora-merge"], "--lora-merge is given without a LoRA"),
         (["--lora", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
         (["--output", "a.gif"], "must end in .mp4"),
         (["--task", "i2v"], "needs a start image; add --image FILE"),
