@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .datatypes import VideoSize
 from .errors import CheckpointError, LightX2VError, RequestError
+from .lora.steps import read_strengths
 from .pipeline import GenerateRequest, OnProgress, Pipeline, Result
 from .presets import FPS, Overrides
 from .quant.quantise import WRITTEN
@@ -86,7 +87,14 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE[:STRENGTH]",
-        help="may be given several times; high or low in its name chooses the expert",
+        help="may be given several times; FILE:1,1,0.6,0 is a strength for each step; high_noise "
+        "or low_noise in its name chooses the expert",
+    )
+    add(
+        "--lora-merge",
+        action="store_true",
+        help="add LoRAs to the weights of a bf16, fp16 or fp32 model instead of computing them "
+        "beside; needs RAM for a second copy of the weights",
     )
     add("--attention", default="auto", help="auto, sdpa, flash, sage")
     add("--device", default="auto", help="auto, cuda, mps, cpu")
@@ -185,7 +193,7 @@ def run_generate(options: argparse.Namespace) -> int:
     )
     for expert in pipeline.experts:
         print(expert.summary)
-    for line in pipeline.set_loras([_lora(text) for text in options.lora]):
+    for line in pipeline.set_loras([_lora(text) for text in options.lora], options.lora_merge):
         print(line)
     plan = describe(pipeline.plan(overrides))
     print(plan)
@@ -203,13 +211,12 @@ def run_generate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _lora(text: str) -> tuple[Path, float]:
-    """FILE or FILE:STRENGTH; a Windows drive letter is no strength."""
-    path, _, strength = text.rpartition(":")
-    try:
-        return (Path(path), float(strength)) if path else (Path(text), 1.0)
-    except ValueError:
+def _lora(text: str) -> tuple[Path, float | tuple[float, ...]]:
+    """FILE, FILE:STRENGTH or FILE:1,1,0.6,0; a Windows drive letter is no file."""
+    path, _, strengths = text.rpartition(":")
+    if not path or not set(strengths) <= set("0123456789+-.,eE "):
         return Path(text), 1.0
+    return Path(path), read_strengths(strengths)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -219,6 +226,8 @@ def _check(options: argparse.Namespace) -> None:
         raise RequestError("--task i2v needs a start image; add --image FILE")
     if options.task == "t2v" and options.image is not None:
         raise RequestError("--image is given with --task t2v; use --task i2v")
+    if options.lora_merge and not options.lora:
+        raise RequestError("--lora-merge is given without a LoRA; add --lora FILE")
     if options.low_noise_model and not options.low_noise_model.exists():
         raise CheckpointError(f"--low-noise-model {options.low_noise_model} does not exist")
 
@@ -239,6 +248,7 @@ def _metadata(options: argparse.Namespace, result: Result, plan: str) -> dict[st
         "seed": options.seed,
         "model": str(options.model),
         "lora": options.lora,
+        "lora_merge": options.lora_merge,
         "size": [result.size.width, result.size.height, result.size.frames],
         "plan": plan,
         "version": version(),

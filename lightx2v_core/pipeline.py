@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,9 @@ from .datatypes import SamplerPlan, StepEvent, VideoSize
 from .device import select_dtype
 from .errors import RequestError
 from .lora.apply import apply_loras
-from .lora.read import read_lora
+from .lora.identify import identify
+from .lora.read import LoraFile, read_lora
+from .lora.steps import Strengths, steps_of
 from .media import to_uint8
 from .presets import Overrides, Preset, make_plan, preset_for
 from .sampling.loop import make_noise, sample
@@ -63,9 +64,8 @@ class Result:
     peak_bytes: int = 0
 
 
-def _is_for(name: str, side: str | None) -> bool:
-    named = [word for word in ("high", "low") if re.search(rf"{word}[_-]?noise", name.lower())]
-    return side is None or not named or side in named
+def _is_for(lora: LoraFile, side: str | None) -> bool:
+    return side is None or identify(lora).expert in (None, side)
 
 
 @contextmanager
@@ -107,6 +107,7 @@ class Pipeline:
         self.decoder = self.vae if parts.tae is None else load_vae(parts.tae, dtype)
         clip = parts.clip if self.config.clip_tokens else None
         self.clip = None if clip is None else load_clip_vision(clip, dtype)
+        self._lora_files: dict[tuple[Path, int, int], LoraFile] = {}
 
     @property
     def config(self) -> WanConfig:
@@ -135,19 +136,41 @@ class Pipeline:
         """The plan `generate` would follow, without running anything."""
         unknown = self.experts[0].info.release == "unknown"
         note = "release unknown: distilled settings assumed" if unknown else ""
-        return make_plan(self.preset, overrides, len(self.experts), note)
+        plan = make_plan(self.preset, overrides, len(self.experts), note)
+        for expert in self.experts:
+            steps_of(expert.model).check(plan.steps)
+        return plan
 
-    def set_loras(self, files: Sequence[tuple[Path, float]]) -> list[str]:
-        """Put LoRA files with their strengths on the experts, in place of those before; one line
-        for each. A file with `high` or `low` in its name goes to that expert of two."""
-        loras = [(read_lora(path), strength) for path, strength in files]
+    def set_loras(self, files: Sequence[tuple[Path, Strengths]], merge: bool = False) -> list[str]:
+        """Put LoRA files on the experts, in place of those before; a line for each, and warnings.
+
+        A strength is one number, or one for each step of the run (of both experts together). A
+        file that says high or low noise goes to that expert of two. `merge`: into the weights.
+        """
+        self._release()
+        loras = [(self._read_lora(path), strengths) for path, strengths in files]
         lines = []
         for index, expert in enumerate(self.experts):
             side = ("high", "low")[index] if len(self.experts) == 2 else None
-            wanted = [(lora, s) for lora, s in loras if _is_for(lora.name, side)]
-            reports = apply_loras(expert.model, wanted)
-            lines += [f"{side + ' noise: ' if side else ''}{r.describe()}" for r in reports]
+            wanted = [(lora, s) for lora, s in loras if _is_for(lora, side)]
+            reports = apply_loras(expert.model, wanted, side or expert.info.expert, merge)
+            prefix = f"{side} noise: " if side else ""
+            for report in reports:
+                lines.append(prefix + report.describe() + (", merged" if merge else ""))
+                lines += [f"warning: {warning}" for warning in report.warnings]
+        used = {id(lora) for lora, _ in loras}
+        self._lora_files = {k: v for k, v in self._lora_files.items() if id(v) in used}
         return lines
+
+    def _read_lora(self, path: Path) -> LoraFile:
+        """Files of the set before are not read again, so that trying strengths costs nothing."""
+        if not path.is_file():
+            return read_lora(path)
+        facts = path.stat()
+        key = (path, facts.st_mtime_ns, facts.st_size)
+        if key not in self._lora_files:
+            self._lora_files[key] = read_lora(path)
+        return self._lora_files[key]
 
     @torch.inference_mode()
     def generate(self, request: GenerateRequest, on_progress: OnProgress = _silent) -> Result:
@@ -230,6 +253,7 @@ class Pipeline:
     ) -> Callable[[Tensor, float, int], Tensor]:
         def denoise(x: Tensor, sigma: float, step: int) -> Tensor:
             model = self._place(self.experts[plan.expert_at(step)])
+            steps_of(model).follow(step, plan.steps)
             entry = x if condition is None else torch.cat((x, condition), dim=1)
             timestep = torch.tensor([1000.0 * sigma], device=x.device, dtype=torch.float32)
             velocity = model(entry, timestep, text, clip)

@@ -29,6 +29,7 @@ from ..lightx2v_core.wan.config import PATCH, TEXT_LEN, WanConfig
 from ..lightx2v_core.wan.model import BlockInputs, WanBlock, WanModel
 from .checks import check_start_image, check_text_width
 from .patcher import ResidentPatcher
+from .strengths import STEP_OPTION, follow_step
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ KNOWN_OPTIONS = {
     *("block_index", "block_type", "total_blocks", "grid_sizes", "img_slice", "context_window"),
     *("cond_or_uncond", "uuids", "sigmas", "sample_sigmas", "hooks", "model_options"),
     *("wrappers", "callbacks", "patches", "patches_replace", "optimized_attention_override"),
+    STEP_OPTION,
 }
 # Methods of our patcher that some of the supported hosts never call.
 NOT_EVERYWHERE = {"get_ram_usage", "state_dict_for_saving"}
@@ -83,6 +85,7 @@ class HostTransformer(WanModel):
             more = comfy.ldm.common_dit.pad_to_patch_size(time_dim_concat, PATCH)
             x = torch.cat((x, more.to(x)), dim=2)
         self._name_unknown(options)
+        follow_step(self, options)
         velocity = super().forward(
             x,
             timestep.flatten(),

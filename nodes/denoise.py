@@ -23,6 +23,7 @@ from ..lightx2v_core.datatypes import SamplerPlan, StepEvent
 from ..lightx2v_core.errors import RequestError
 from ..lightx2v_core.sampling.loop import make_noise, sample
 from .progress import step_callback
+from .strengths import tell_step
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +104,9 @@ def _make_stage(
         callback: Callable | None = None,
         disable: bool | None = None,
     ) -> Tensor:
-        def denoise(x: Tensor, sigma: float, _step: int) -> Tensor:
-            denoised = model(x, x.new_full((x.shape[0],), sigma), **(extra_args or {}))
+        def denoise(x: Tensor, sigma: float, step: int) -> Tensor:
+            told = tell_step(extra_args, step, plan.steps)
+            denoised = model(x, x.new_full((x.shape[0],), sigma), **told)
             return (x - denoised) / sigma
 
         def on_step(event: StepEvent) -> None:

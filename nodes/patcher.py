@@ -15,8 +15,10 @@ import torch
 from comfy.patcher_extension import CallbacksMP
 
 from ..lightx2v_core.lora.branches import set_lora
+from ..lightx2v_core.lora.steps import keep_steps
 from ..lightx2v_core.memory.residency import Residency
 from .adapt import refuse_quantised, sort_patches
+from .strengths import changing_sums, refuse_changing, refuse_mixed
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +92,7 @@ class ResidentPatcher(comfy.model_patcher.ModelPatcher):
     ) -> None:
         if unpatch_weights:
             set_lora(self.model, {})
+            keep_steps(self.model.diffusion_model)
             self.engine.release()
         super().unpatch_model(None, unpatch_weights)  # None: the host must not move the module
         if unpatch_weights:
@@ -105,6 +108,7 @@ class ResidentPatcher(comfy.model_patcher.ModelPatcher):
     def add_hook_patches(
         self, hook: object, patches: dict, *args: object, **kwargs: object
     ) -> list:
+        refuse_changing(self.patches, "a weight hook")
         known = self.model.state_dict().keys()
         for key in (k if isinstance(k, str) else k[0] for k in patches):
             if key in known:
@@ -112,6 +116,7 @@ class ResidentPatcher(comfy.model_patcher.ModelPatcher):
         return super().add_hook_patches(hook, patches, *args, **kwargs)
 
     def get_key_patches(self, filter_prefix: str | None = None) -> dict:
+        refuse_changing(self.patches, "merging or saving")
         found = super().get_key_patches(filter_prefix)
         for key in found:
             refuse_quantised(self.model, key, "merging or saving")
@@ -133,6 +138,7 @@ class ResidentPatcher(comfy.model_patcher.ModelPatcher):
         if self._is_applied() and not merge:
             return
         branches, in_place = sort_patches(self.model, self.patches, merge)
+        refuse_mixed(self.patches, in_place)
         if self.backup or in_place:
             self.engine.release()  # patched weights become the homes that blocks return to
         for key, backup in self.backup.items():
@@ -144,4 +150,7 @@ class ResidentPatcher(comfy.model_patcher.ModelPatcher):
             name: tuple(b.to(self.load_device) for b in made) for name, made in branches.items()
         }
         set_lora(self.model, moved)
+        filled = (branch for made in moved.values() for branch in made)
+        sums = changing_sums(self, in_place)
+        keep_steps(self.model.diffusion_model, filled, sums)
         self.model.current_weight_patches_uuid = None if merge else self.patches_uuid

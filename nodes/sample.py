@@ -15,6 +15,7 @@ from .checks import check_experts, check_request
 from .denoise import Conditioning, check_flow, run_plan
 from .progress import show_text
 from .schema import ADVANCED, newer, read_overrides, schedule_input, split_input
+from .strengths import check_strengths
 
 Patcher = comfy.model_patcher.ModelPatcher
 
@@ -102,6 +103,7 @@ class DistillSampler(io.ComfyNode):
             notes.append(f"CFG {cfg:g} on a CFG-distilled model burns the picture: set 1")
         overrides = read_overrides(schedule, split, cfg, solver)
         plan = make_plan(preset, overrides, len(models), "; ".join(notes))
+        check_strengths(models, plan.steps)
         text = describe(plan)
         show_text(text, cls.hidden.unique_id)
         samples = run_plan(models, positive, negative, latent, plan, seed)

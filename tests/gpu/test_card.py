@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from lightx2v_core.assemble import find_parts
+from lightx2v_core.lora.apply import apply_loras
+from lightx2v_core.lora.read import read_lora
+from lightx2v_core.lora.steps import steps_of
 from lightx2v_core.media import read_image
 from lightx2v_core.memory.residency import Residency
 from lightx2v_core.pipeline import GenerateRequest, Pipeline
@@ -16,6 +19,7 @@ from lightx2v_core.wan.config import WanConfig
 from lightx2v_core.wan.model import WanModel
 from lightx2v_core.wan.vae import VaeConfig, WanVae
 from tests.conftest import VARIANTS, fill, relative_error, tiny_inputs
+from tests.unit.lora.samples import every_kind, written
 
 pytestmark = [
     pytest.mark.gpu,
@@ -121,3 +125,25 @@ def test_the_demo_makes_nearly_the_same_video_on_the_card_as_on_the_cpu(vram_byt
     assert difference < 3, f"mean difference {difference:.2f} of 255 levels"
     assert actual.peak_bytes > 0
     assert all(p.device.type == "cpu" for e in pipeline.experts for p in e.model.parameters())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("budget", [None, 0])
+def test_lora_strengths_by_step_reach_the_card_and_leave_nothing_there(tmp_path, budget):
+    config, inputs = VARIANTS["t2v"], on_card(tiny_inputs(VARIANTS["t2v"]))
+    lora = read_lora(written(tmp_path, every_kind(fill(WanModel(config)))))
+    outputs = []
+    for strengths, step in (((0.5, 0.0), 0), ((0.5, 0.0), 1), (0.5, 0), (0.0, 0)):
+        model = fill(WanModel(config))
+        engine = Residency(model)
+        model.run_block = engine.run_block
+        apply_loras(model, [(lora, strengths)])
+        engine.place("cuda", budget)
+        steps_of(model).follow(step, 2)
+        outputs.append(model(**inputs))
+        engine.release()
+        assert {p.device.type for p in model.parameters()} == {"cpu"}
+
+    assert torch.equal(outputs[0], outputs[2])
+    assert torch.equal(outputs[1], outputs[3])
+    assert not torch.equal(outputs[0], outputs[1])

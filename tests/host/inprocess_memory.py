@@ -15,6 +15,7 @@ import comfy.lora
 import comfy.model_management as mm
 import comfy.utils
 import torch
+import lora_checks  # noqa: F401 - registers its checks
 from small_files import write
 from small_models import (
     FILES,

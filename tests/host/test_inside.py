@@ -34,7 +34,7 @@ def test_our_model_and_native_nodes(host, inside, claim):
     expect(result)
 
 
-@pytest.mark.parametrize("claim", checks("inprocess_memory.py"))
+@pytest.mark.parametrize("claim", checks("inprocess_memory.py") + checks("lora_checks.py"))
 def test_our_patcher_lora_and_memory(host, inside, claim):
     result = inside.run(host, "inprocess_memory.py")[claim]
 

@@ -16,6 +16,7 @@ from lightx2v_core.checkpoint.layouts import vae_to_diffusers
 from lightx2v_core.cli import main
 from lightx2v_core.datatypes import VideoSize
 from lightx2v_core.errors import CapabilityError, CheckpointError, RequestError
+from lightx2v_core.lora.read import read_lora
 from lightx2v_core.media import contact_sheet, read_metadata, to_uint8
 from lightx2v_core.pipeline import GenerateRequest, Pipeline
 from lightx2v_core.presets import Overrides
@@ -331,9 +332,98 @@ def test_a_lora_changes_the_video_and_is_told(models, tmp_path, capsys, experts)
     assert experts.set_loras([]) == []
 
 
+def one_layer(name: str = "diffusion_model.blocks.0.ffn.0") -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return {
+        f"{name}.lora_up.weight": torch.randn(512, 2, generator=generator),
+        f"{name}.lora_down.weight": torch.randn(2, 256, generator=generator),
+    }
+
+
+def test_strengths_for_each_step_equal_two_experts_of_which_one_has_the_lora(models, tmp_path):
+    low = tmp_path / "low_noise_t2v.safetensors"
+    low.write_bytes(next((models / "t2v").glob("*.safetensors")).read_bytes())
+    parts = find_parts(str(models / "t2v"), "t2v")
+    one, two = Pipeline(parts, CPU), Pipeline(replace(parts, low=low), CPU)
+    style = write(tmp_path / "style.safetensors", one_layer())
+    first = write(tmp_path / "wan2.2_high_noise.safetensors", one_layer())
+
+    one.set_loras([(style, (0.5, 0.5, 0.0, 0.0))])
+    two.set_loras([(first, 0.5)])
+
+    frames = one.generate(request()).frames
+    assert torch.equal(frames, two.generate(request()).frames)
+    one.set_loras([])
+    assert not torch.equal(frames, one.generate(request()).frames)
+
+
+def test_trying_strengths_reads_the_lora_once_and_a_new_file_again(t2v, tmp_path, monkeypatch):
+    file, reads = write(tmp_path / "style.safetensors", one_layer()), []
+
+    def counting(path: Path) -> object:
+        reads.append(path)
+        return read_lora(path)
+
+    monkeypatch.setattr("lightx2v_core.pipeline.read_lora", counting)
+    for step in range(10):
+        t2v.set_loras([(file, step / 10)])
+    assert len(reads) == 1
+    write(file, one_layer("diffusion_model.blocks.1.ffn.0"))
+    t2v.set_loras([(file, 1.0)])
+    t2v.set_loras([])
+    t2v.set_loras([(file, 1.0)])
+
+    assert len(reads) == 3, "a changed file, and one that was taken off, are read"
+    t2v.set_loras([])
+
+
+def test_the_command_line_takes_a_list_of_strengths_and_merges(models, tmp_path, capsys):
+    file = write(tmp_path / "style.safetensors", one_layer())
+    videos = [tmp_path / f"{n}.mp4" for n in range(3)]
+
+    for video, more in zip(
+        videos,
+        (
+            ["--lora", f"{file}:0.5"],
+            ["--lora", f"{file}:0.5,0.5,0.5,0.5"],
+            ["--lora", f"{file}:0.5", "--lora-merge"],
+        ),
+        strict=True,
+    ):
+        assert main(generate_arguments(models, video, *more)) == 0
+
+    told = capsys.readouterr().out
+    assert "effective strength by step 0.5, 0.5, 0.5, 0.5 x 1" in told
+    assert "effective strength 0.5 x 1, merged" in told
+    assert "warning" not in told
+    kept = [read_metadata(video)["lora"] for video in videos]
+    assert kept[1] == [f"{file}:0.5,0.5,0.5,0.5"]
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        (["--lora", "{lora}:1,0"], "has 2 strengths and the run has 4 steps"),
+        (["--lora", "{lora}:1,0", "--dry-run"], "has 2 strengths and the run has 4 steps"),
+        (["--lora", "{lora}:1,0,0,0", "--lora-merge"], "which cannot be merged"),
+        (["--lora", "{lora}:1,,0"], "are not numbers with commas between them"),
+    ],
+)
+def test_strengths_that_do_not_fit_end_in_one_sentence(models, tmp_path, capsys, more, words):
+    file = write(tmp_path / "style.safetensors", one_layer())
+
+    code = main(
+        generate_arguments(models, tmp_path / "a.mp4", *(m.format(lora=file) for m in more))
+    )
+
+    assert code == 1
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--lora-merge"], "--lora-merge is given without a LoRA"),
         (["--lora", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
         (["--output", "a.gif"], "must end in .mp4"),
         (["--task", "i2v"], "needs a start image; add --image FILE"),
