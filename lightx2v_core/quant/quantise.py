@@ -41,3 +41,8 @@ WRITTEN = {
     ),
     "int8": WrittenScheme(torch.int8, 127.0, "weight_scale", by_row=True),
 }
+
+# What can be asked of a loader; for each the scheme that a file of it would show.
+ON_LOAD = {"fp8": "fp8-row", "int8": "int8-row"}
+KEEP = "keep"
+LOAD_CHOICES = (KEEP, *ON_LOAD)
