@@ -175,6 +175,12 @@ def _fp8_row_blocked_by(card: Card, weight: Weight) -> str | None:
     return None
 
 
+def _fp8_tensor_blocked_by(card: Card, weight: Weight) -> str | None:
+    if card.kind == "cpu":
+        return "on a CPU PyTorch runs it in a loop that takes seconds for each linear"
+    return _unfit(card, weight, (8, 9), 16)
+
+
 def _kitchen_blocked_by(card: Card, weight: Weight) -> str | None:
     if find_spec("comfy_kitchen") is None:
         return "the comfy-kitchen package is not installed"
@@ -184,9 +190,7 @@ def _kitchen_blocked_by(card: Card, weight: Weight) -> str | None:
 # "auto" takes the first that is not blocked.
 ROWS = {
     "fp8-row": Row(fp8_row, (FP8,), _fp8_row_blocked_by),
-    "fp8-tensor": Row(
-        fp8_tensor, (FP8, FP8_WIDE), lambda card, weight: _unfit(card, weight, (8, 9), 16)
-    ),
+    "fp8-tensor": Row(fp8_tensor, (FP8, FP8_WIDE), _fp8_tensor_blocked_by),
     "int8": Row(int8, (INT8,), lambda card, weight: _unfit(card, weight, (8, 0), 8)),
     "kitchen-int8": Row(kitchen_int8, (INT8,), _kitchen_blocked_by),
     DEQUANTISE: Row(None, (), lambda card, weight: None),
@@ -201,6 +205,12 @@ class Choice(NamedTuple):
     why: str = ""
 
 
+def check_matmul(name: str) -> None:
+    """Raise CapabilityError for a name that no row has."""
+    if name not in MATMUL_CHOICES:
+        raise CapabilityError(f"matmul {name!r} is unknown; use {', '.join(MATMUL_CHOICES)}")
+
+
 def select_matmul(name: str, card: Card, weight: Weight, dtype: torch.dtype) -> Choice:
     """The row for one kind of weight; a named choice is honoured or refused, never replaced.
 
@@ -208,8 +218,7 @@ def select_matmul(name: str, card: Card, weight: Weight, dtype: torch.dtype) -> 
     half precision, and is exact elsewhere. Raises CapabilityError when `name` is unknown or cannot
     multiply `weight` on `card`.
     """
-    if name not in MATMUL_CHOICES:
-        raise CapabilityError(f"matmul {name!r} is unknown; use {', '.join(MATMUL_CHOICES)}")
+    check_matmul(name)
     if name == "auto":
         return _fastest(card, weight, dtype)
     if reason := ROWS[name].blocked_by(card, weight):

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..device import describe_card
 from ..errors import CapabilityError
-from ..ops.matmul import DEQUANTISE, MATMUL_CHOICES, ROWS, Choice, Weight, select_matmul
+from ..ops.matmul import DEQUANTISE, ROWS, Choice, Weight, check_matmul, select_matmul
 from .linear import DequantisedLinear, QuantisedLinear
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,8 @@ def set_matmul(model: nn.Module, name: str, device: torch.device | str, dtype: t
     """
     linears = [module for module in model.modules() if isinstance(module, DequantisedLinear)]
     if not linears:
-        if name in MATMUL_CHOICES and name not in ("auto", DEQUANTISE):
+        check_matmul(name)
+        if name not in ("auto", DEQUANTISE):
             raise CapabilityError(
                 f"matmul {name!r} multiplies 8-bit weights and this model has none; load an fp8 or "
                 "int8 file, or quantise while loading"

@@ -186,7 +186,7 @@ def test_a_quantised_header_is_told_and_fills_its_model_strictly(name, linears, 
 
 
 def empty(header: TensorHeader) -> torch.Tensor:
-    dtypes = {"BF16": torch.bfloat16, "F32": torch.float32, **CODE_DTYPES}
+    dtypes = {"BF16": torch.bfloat16, "F32": torch.float32, "U8": torch.uint8, **CODE_DTYPES}
     return torch.empty(header.shape, dtype=dtypes[header.dtype])
 
 
