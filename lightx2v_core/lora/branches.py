@@ -53,6 +53,16 @@ def set_lora(model: nn.Module, branches: Mapping[str, tuple[Branch, ...]]) -> No
         linear.branches = tuple(b for b in branches.get(name, ()) if b.gain != 0.0)
 
 
+def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor by name; of packed weights the shape that they stand for."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name, module in model.named_modules():
+        if hasattr(module, "branches"):
+            linear: Any = module
+            shapes[f"{name}.weight"] = (linear.out_features, linear.in_features)
+    return shapes
+
+
 def branch_bytes(model: nn.Module) -> int:
     """Bytes held by the branches of all linears."""
     return sum(b.nbytes for module in model.modules() for b in getattr(module, "branches", ()))

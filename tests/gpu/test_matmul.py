@@ -50,7 +50,7 @@ def test_a_row_equals_its_codes_multiplied_in_float64(row, scheme, codes, tokens
     exact = (x_codes.double() * x_scale.double()) @ weight.t() + linear.bias.double()
     assert (y.dtype, y.shape) == (torch.bfloat16, (tokens, 512))
     # comfy-kitchen rounds the tokens in a kernel of its own, some of them to the other neighbour.
-    limit = 0.01 if row.startswith("kitchen") else OWN_ERROR
+    limit = 0.015 if row.startswith("kitchen") else OWN_ERROR
     assert relative_error(y, exact) < limit, relative_error(y, exact)
 
 
