@@ -23,7 +23,7 @@ def assign(
     Tensors of two or more axes take `dtype` (None keeps the file's); one-axis tensors and
     modulation keep the file's dtype, since layers cast at use. A tensor that already has its dtype
     stays the memory-mapped one. Modules named in `quantised` keep their codes; scales are float32,
-    those of blocks as they are stored.
+    those of blocks the bytes that are stored.
     Raises CheckpointError that names what is missing or too many;
     `what` is the kind of model, for the message.
     """
@@ -33,7 +33,8 @@ def assign(
         if module in quantised and leaf == "weight":
             cast[name] = tensor
         elif module in quantised and leaf in ("weight_scale", "weight_scale_2"):
-            cast[name] = tensor.float() if tensor.element_size() > 1 else tensor
+            is_byte = tensor.element_size() == 1
+            cast[name] = tensor.view(torch.uint8) if is_byte else tensor.float()
         else:
             cast[name] = _cast(name, tensor, dtype)
     place(model, cast, source, what)

@@ -64,23 +64,21 @@ def quantise_rows(x_LK: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return codes, scale
 
 
-def _output_dtype(x: Tensor) -> torch.dtype:
-    """Row-wise scaling gives bfloat16 on every card that has it; a CPU gives what is asked."""
-    return x.dtype if x.device.type == "cpu" else torch.bfloat16
-
-
 def fp8_row(x_LK: Tensor, codes_MK: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """torch._scaled_mm with a scale for each token and each output row."""
     x_codes, x_scale = quantise_rows(x_LK, torch.float8_e4m3fn)
+    # Row-wise kernels give bfloat16 on every card that has them; a CPU gives what is asked.
+    dtype = x_LK.dtype if x_LK.device.type == "cpu" else torch.bfloat16
     y = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
         x_codes,
         codes_MK.t(),
         x_scale,
         scale.reshape(1, -1).expand(1, codes_MK.shape[0]).contiguous(),
-        out_dtype=_output_dtype(x_LK),
+        bias=None if bias is None else bias.to(dtype),
+        out_dtype=dtype,
         use_fast_accum=True,
     )
-    return _add(y, bias).to(x_LK.dtype)
+    return y.to(x_LK.dtype)
 
 
 def fp8_tensor(x_LK: Tensor, codes_MK: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -181,6 +179,13 @@ def _fp8_tensor_blocked_by(card: Card, weight: Weight) -> str | None:
     return _unfit(card, weight, (8, 9), 16)
 
 
+def _dequantise_blocked_by(card: Card, weight: Weight) -> str | None:
+    if card.kind == "mps" and weight.codes in (FP8, FP8_WIDE, "mxfp8"):
+        # https://github.com/pytorch/pytorch/issues/148420
+        return "PyTorch has no float8 on Apple GPUs; use an int8, bf16 or fp16 file"
+    return None
+
+
 def _kitchen_blocked_by(card: Card, weight: Weight) -> str | None:
     if find_spec("comfy_kitchen") is None:
         return "the comfy-kitchen package is not installed"
@@ -193,7 +198,7 @@ ROWS = {
     "fp8-tensor": Row(fp8_tensor, (FP8, FP8_WIDE), _fp8_tensor_blocked_by),
     "int8": Row(int8, (INT8,), lambda card, weight: _unfit(card, weight, (8, 0), 8)),
     "kitchen-int8": Row(kitchen_int8, (INT8,), _kitchen_blocked_by),
-    DEQUANTISE: Row(None, (), lambda card, weight: None),
+    DEQUANTISE: Row(None, (), _dequantise_blocked_by),
 }
 MATMUL_CHOICES = ("auto", *ROWS)
 
@@ -219,6 +224,8 @@ def select_matmul(name: str, card: Card, weight: Weight, dtype: torch.dtype) -> 
     multiply `weight` on `card`.
     """
     check_matmul(name)
+    if reason := ROWS[DEQUANTISE].blocked_by(card, weight):
+        raise CapabilityError(f"{weight.codes} weights cannot be used here: {reason}")
     if name == "auto":
         return _fastest(card, weight, dtype)
     if reason := ROWS[name].blocked_by(card, weight):

@@ -59,6 +59,13 @@ def _pairs(device: torch.device, low_nibble_first: bool) -> Tensor:
     return torch.stack((low, high) if low_nibble_first else (high, low), dim=1)
 
 
+@cache
+def _e4m3(device: torch.device) -> Tensor:
+    """256 x 1 float32: the value of each byte."""
+    every = torch.arange(256, dtype=torch.uint8)
+    return every.view(torch.float8_e4m3fn).float()[:, None].to(device)
+
+
 class Nvfp4Linear(DequantisedLinear):
     """e2m1 codes, two a byte; e4m3 scales of 16 values each; one float32 scale for the tensor.
 
@@ -67,7 +74,7 @@ class Nvfp4Linear(DequantisedLinear):
 
     codes_name = "nvfp4"
     weight: Tensor  # M x K/2 uint8
-    weight_scale: Tensor  # tiled, float8_e4m3fn
+    weight_scale: Tensor  # tiled, bits of float8_e4m3fn as uint8: not every device has that dtype
     weight_scale_2: Tensor  # one number, float32
 
     def __init__(
@@ -78,14 +85,15 @@ class Nvfp4Linear(DequantisedLinear):
         tiled = scale_shape(out_features, in_features, NVFP4_BLOCK)
         packed = torch.empty(out_features, in_features // 2, dtype=torch.uint8)
         self.register_buffer("weight", packed)
-        self.register_buffer("weight_scale", torch.empty(tiled, dtype=torch.float8_e4m3fn))
+        self.register_buffer("weight_scale", torch.empty(tiled, dtype=torch.uint8))
         self.register_buffer("weight_scale_2", torch.empty((), dtype=torch.float32))
 
     def dequantise(self, dtype: torch.dtype) -> Tensor:
         rows, blocks = self.out_features, self.in_features // NVFP4_BLOCK
-        scale = in_rows(self.weight_scale.view(torch.uint8), rows, blocks)
-        scale = scale.contiguous().view(torch.float8_e4m3fn).float() * self.weight_scale_2
-        pairs = _pairs(self.weight.device, self.low_nibble_first)
+        device = self.weight.device
+        scale = in_rows(self.weight_scale, rows, blocks).int()
+        scale = F.embedding(scale, _e4m3(device)).squeeze(2) * self.weight_scale_2
+        pairs = _pairs(device, self.low_nibble_first)
         return multiply_blocks(
             self.weight, lambda codes: F.embedding(codes.int(), pairs), scale, dtype
         )
@@ -96,7 +104,7 @@ class Mxfp8Linear(DequantisedLinear):
 
     codes_name = "mxfp8"
     weight: Tensor  # MK float8_e4m3fn
-    weight_scale: Tensor  # tiled, exponents + 127 as uint8 or float8_e8m0fnu
+    weight_scale: Tensor  # tiled, exponents + 127 as uint8
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)
@@ -107,7 +115,7 @@ class Mxfp8Linear(DequantisedLinear):
 
     def dequantise(self, dtype: torch.dtype) -> Tensor:
         rows, blocks = self.out_features, self.in_features // MXFP8_BLOCK
-        exponents = in_rows(self.weight_scale.view(torch.uint8), rows, blocks)
+        exponents = in_rows(self.weight_scale, rows, blocks)
         # Bits of a float32 with mantissa 1; exponent 0, which only blocks of zeros have, is 0.
         scale = (exponents.int() << 23).view(torch.float32)
         return multiply_blocks(self.weight, Tensor.float, scale, dtype)

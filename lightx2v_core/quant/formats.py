@@ -19,6 +19,8 @@ MARKER = "scaled_fp8"
 # Scales of activations: no use where weights are dequantised, and where they are not, activations
 # are quantised by their own values.
 UNUSED = (".scale_input", ".input_scale", ".input_absmax")
+# A description's full_precision_matrix_mult is not followed: it is for ComfyUI's way of quantising
+# activations, with a fixed scale; ours follows each token. `dequantise` can be asked for by name.
 DESCRIPTION = ".comfy_quant"
 
 

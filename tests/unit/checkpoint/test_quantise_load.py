@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import re
 from pathlib import Path
 
@@ -75,12 +77,13 @@ def test_an_unknown_choice_is_refused_with_the_known_ones(tmp_path):
 
 
 def anonymous_bytes() -> int:
-    """Memory of this process that no file backs."""
+    """Memory of this process that no file backs, without what the allocator keeps for later."""
+    ctypes.CDLL(None).malloc_trim(0)
     found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(found.group(1)) * 1024
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's /proc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs Linux with glibc")
 def test_no_second_copy_of_the_weights_is_held(tmp_path, monkeypatch):
     config = WanConfig(dim=512, ffn_dim=8192, num_layers=2, text_dim=16)
     with torch.device("meta"):
@@ -105,4 +108,4 @@ def test_no_second_copy_of_the_weights_is_held(tmp_path, monkeypatch):
 
     assert loaded.model.blocks[1].ffn[2].weight.dtype == torch.int8
     assert linears > 80e6
-    assert max(seen) < linears / 4 + 2.5 * largest, f"{max(seen) / 1e6:.0f} MB"
+    assert max(seen) < linears / 4 + largest, f"{max(seen) / 1e6:.0f} MB"

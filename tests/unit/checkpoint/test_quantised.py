@@ -14,7 +14,9 @@ from torch import Tensor
 
 from lightx2v_core.assemble import load_transformer
 from lightx2v_core.errors import CheckpointError
+from lightx2v_core.lora.apply import apply_loras
 from lightx2v_core.lora.branches import Branch, set_lora
+from lightx2v_core.lora.read import read_lora
 from lightx2v_core.memory.residency import Residency
 from lightx2v_core.wan.model import WanModel
 from tests.conftest import relative_error, tiny_inputs, tiny_model
@@ -161,6 +163,24 @@ def test_a_lora_on_a_quantised_base_adds_what_it_adds_to_the_dequantised_one(tmp
 
     assert torch.equal(run(quantised), run(plain))
     assert relative_error(run(quantised), before) > 1e-3
+
+
+def test_a_lora_file_fits_weights_that_are_packed(tmp_path):
+    form = "nvfp4, LightX2V"
+    layer, generator = "diffusion_model.blocks.1.ffn.0", torch.Generator().manual_seed(4)
+    tensors = {
+        f"{layer}.lora_up.weight": torch.randn(512, 4, generator=generator),
+        f"{layer}.lora_down.weight": torch.randn(4, 256, generator=generator),
+        "diffusion_model.blocks.0.ffn.2.diff": torch.full((256, 512), 0.01),
+    }
+    save_file(tensors, tmp_path / "lora.safetensors")
+    packed, plain = load_transformer(written(tmp_path, FORMS[form])).model, dequantised(FORMS[form])
+
+    for model in (packed, plain):
+        (report,) = apply_loras(model, [(read_lora(tmp_path / "lora.safetensors"), 0.5)])
+        assert report.matched == 2
+
+    assert torch.equal(run(packed), run(plain))
 
 
 @pytest.mark.parametrize("form", ONE_OF_EACH)

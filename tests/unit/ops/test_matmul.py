@@ -40,7 +40,6 @@ TAKEN = {
     "8.9 with an older PyTorch": ("fp8-tensor", "fp8-tensor", "int8"),
     "7.0": ("dequantise", "dequantise", "dequantise"),
     "ROCm": ("dequantise", "dequantise", "dequantise"),
-    "MPS": ("dequantise", "dequantise", "dequantise"),
     "CPU": ("dequantise", "dequantise", "dequantise"),
 }
 
@@ -50,7 +49,7 @@ def without_kitchen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul, "find_spec", lambda package: None)
 
 
-@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("card", TAKEN)
 def test_auto_takes_the_fastest_row_that_a_card_has(card):
     chosen = [select_matmul("auto", CARDS[card], w, torch.bfloat16) for w in (FP8, E5M2, INT8)]
 
@@ -63,6 +62,18 @@ def test_auto_says_what_the_card_lacks():
     choice = select_matmul("auto", CARDS["8.6"], FP8, torch.bfloat16)
 
     assert choice.why == "fp8-row: it needs compute capability 8.9 and this is 8.6"
+
+
+def test_an_apple_gpu_dequantises_integers_and_refuses_float8_in_words():
+    taken = [
+        select_matmul("auto", CARDS["MPS"], w._replace(codes=codes), torch.float16).row
+        for w, codes in ((INT8, "int8"), (INT8, "nvfp4"))
+    ]
+
+    assert taken == ["dequantise", "dequantise"]
+    for weight in (FP8, E5M2, FP8._replace(codes="mxfp8")):
+        with pytest.raises(CapabilityError, match="no float8 on Apple GPUs; use an int8, bf16"):
+            select_matmul("auto", CARDS["MPS"], weight, torch.float16)
 
 
 def test_auto_is_exact_where_the_rest_is_float32():
@@ -96,7 +107,7 @@ def test_shapes_that_a_kernel_does_not_take_are_dequantised():
         ("fp8-row", "9.0", INT8, "it multiplies float8_e4m3fn codes and these are int8"),
         ("fp8-tensor", "9.0", INT8, "float8_e4m3fn or float8_e5m2 codes and these are int8"),
         ("fp8-tensor", "CPU", FP8, "on a CPU PyTorch runs it in a loop that takes seconds"),
-        ("fp8-tensor", "MPS", FP8, "PyTorch has no 8-bit matmul on mps"),
+        ("int8", "MPS", INT8, "PyTorch has no 8-bit matmul on mps"),
         ("int8", "ROCm", INT8, "it has not been tried on AMD cards"),
         ("int8", "9.0", Weight("int8", 36, 64), "multiples of 8 and these are 36 and 64"),
         ("kitchen-int8", "9.0", INT8, "the comfy-kitchen package is not installed"),
