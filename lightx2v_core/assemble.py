@@ -15,12 +15,16 @@ from . import ops as default_ops
 from .checkpoint.detect import CheckpointInfo, detect
 from .checkpoint.layouts import official_names, official_vae_names, plain_vae_names
 from .checkpoint.load import assign
-from .checkpoint.quantised import Codes, read_codes
+from .checkpoint.quantise_load import check_load_choice, read_quantised
+from .checkpoint.quantised import check_scale_values, read_codes
 from .checkpoint.source import Checkpoint, open_checkpoint
+from .checkpoint.stored import Codes
 from .errors import CapabilityError, CheckpointError, RequestError
 from .memory.residency import Residency
 from .ops.attention import select_attention
 from .presets import demo_path
+from .quant.multiply import set_matmul
+from .quant.quantise import KEEP
 from .quant.schemes import select_linear
 from .text.tokenizer import read_tokenizer
 from .text.umt5 import TextEncoder, build_text_encoder, check_text_encoder
@@ -80,12 +84,15 @@ def load_transformer(
     attention: str = "auto",
     device: torch.device | str = "cpu",
     ops: Ops = default_ops,
+    quantisation: str = KEEP,
+    matmul: str = "auto",
 ) -> LoadedTransformer:
     """Build the transformer in `path`: a file, a folder, or a checkpoint that is open already.
 
     Weights stay memory-mapped where `dtype` is the file's. `dtype` is what blocks compute in.
-    `device` only chooses the attention: `residency.place` moves weights. `ops` is a namespace of
-    layers, for hosts that bring their own.
+    `device` only chooses attention and matmul: `residency.place` moves weights. `ops` is a
+    namespace of layers, for hosts that bring their own. `quantisation` keeps the number format of
+    the file, or turns its linears into fp8 or int8 codes. `matmul` names a row of ops/matmul.py.
     Raises CheckpointError for a file that is no Wan transformer this version runs.
     """
     started = time.perf_counter()
@@ -93,36 +100,47 @@ def load_transformer(
     info = detect(checkpoint)
     if info.refusal or info.config is None:
         raise CheckpointError(info.refusal or f"{checkpoint.name} is not a Wan transformer")
+    check_load_choice(quantisation, info, checkpoint.name)
     with torch.device("meta"):
         model = WanModel(info.config, ops)
-    names, codes = _quantised_names(checkpoint)
-    swap_linears(model, info.scheme, codes, checkpoint.name)
-    assign(model, checkpoint.tensors(names), checkpoint.name, "Wan transformer", dtype, codes)
+    tensors, codes = _read(checkpoint, quantisation)
+    swap_linears(model, codes, checkpoint.name)
+    assign(model, tensors, checkpoint.name, "Wan transformer", dtype, codes)
+    check_scale_values(model, checkpoint.name)
     model.compute_dtype = dtype
     residency = Residency(model)
     model.run_block = residency.run_block
     model.attend = select_attention(attention, device)
+    multiplied = set_matmul(model, matmul, device, dtype)
     summary = (
         f"{checkpoint.name}: {info.describe()}, {info.bytes / 1e9:.2f} GB, {info.tensors} tensors, "
         f"computing in {str(dtype).removeprefix('torch.')}"
     )
+    if quantisation != KEEP:
+        summary += f"; quantised to {quantisation}: {residency.total_bytes / 1e9:.2f} GB"
+    if multiplied:
+        summary += f"; matmul: {multiplied}"
     log.info("%s, %.1f s", summary, time.perf_counter() - started)
     return LoadedTransformer(model, info, residency, summary)
 
 
-def _quantised_names(checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, Codes]]:
+def _read(
+    checkpoint: Checkpoint, quantisation: str
+) -> tuple[dict[str, torch.Tensor], dict[str, Codes]]:
+    """Tensors by official name, and how those linears are stored that are codes."""
     _, names = official_names(checkpoint.headers) or ("", {})
+    if quantisation != KEEP:
+        return read_quantised(checkpoint, names, quantisation)
 
     def read(stored: str) -> torch.Tensor:
         return checkpoint.tensors({stored: stored})[stored]
 
-    source = checkpoint.name
-    return read_codes(names, checkpoint.headers, source, checkpoint.metadata, read)
+    stored = read_codes(names, checkpoint.headers, checkpoint.name, checkpoint.metadata, read)
+    return checkpoint.tensors(stored.names) | stored.made, stored.codes
 
 
-def swap_linears(model: WanModel, scheme: str, codes: dict[str, Codes], source: str) -> None:
-    """Put the scheme's linear class, still empty, where `codes` says weights are quantised."""
-    linear_class = select_linear(scheme)
+def swap_linears(model: WanModel, codes: dict[str, Codes], source: str) -> None:
+    """Put a scheme's linear class, still empty, where `codes` says weights are quantised."""
     for name, code in codes.items():
         try:
             plain = model.get_submodule(name)
@@ -135,7 +153,8 @@ def swap_linears(model: WanModel, scheme: str, codes: dict[str, Codes], source: 
             )
         shape = (plain.in_features, plain.out_features)
         with torch.device("meta"):
-            empty = linear_class(*shape, code.dtype, code.scale_shape, plain.bias is not None)
+            linear_class = select_linear(code.scheme)
+            empty = linear_class(*shape, *code.arguments, bias=plain.bias is not None)
         model.set_submodule(name, empty)
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from .datatypes import VideoSize
 from .errors import CheckpointError, LightX2VError, RequestError
 from .lora.steps import read_strengths
+from .ops.matmul import MATMUL_CHOICES
 from .pipeline import GenerateRequest, OnProgress, Pipeline, Result
 from .presets import FPS, Overrides
-from .quant.quantise import WRITTEN
+from .quant.quantise import KEEP, LOAD_CHOICES, WRITTEN
 
 STAGE_NAMES = {"text": "prompt", "image": "start image", "sampling": "sampling", "decode": "decode"}
 
@@ -97,6 +98,13 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         "beside; needs RAM for a second copy of the weights",
     )
     add("--attention", default="auto", help="auto, sdpa, flash, sage")
+    add(
+        "--quant",
+        default=KEEP,
+        choices=LOAD_CHOICES,
+        help="turn the linears of a full file into codes",
+    )
+    add("--matmul", default="auto", help=f"of 8-bit weights: {', '.join(MATMUL_CHOICES)}")
     add("--device", default="auto", help="auto, cuda, mps, cpu")
     add("--vram-gb", type=float, help="at most this much of the card for transformer weights")
     add("--output", type=Path, required=True, metavar="FILE.mp4")
@@ -173,7 +181,8 @@ def run_generate(options: argparse.Namespace) -> int:
         options.model, options.task, options.low_noise_model, given, options.tokenizer
     )
     vram = None if options.vram_gb is None else int(options.vram_gb * 1e9)
-    pipeline = Pipeline(parts, select_device(options.device), options.attention, vram)
+    device = select_device(options.device)
+    pipeline = Pipeline(parts, device, options.attention, vram, options.quant, options.matmul)
     overrides = Overrides(
         steps=options.steps,
         shift=options.shift,

@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from typing import NamedTuple
+
 import torch
 
 from .errors import CapabilityError
+
+
+class Card(NamedTuple):
+    """What decides which kernels can run: the kind of device and the software on it."""
+
+    kind: str  # cuda, rocm, mps, cpu, or what PyTorch calls another device
+    capability: tuple[int, int] = (0, 0)  # CUDA compute capability
+    torch: tuple[int, int] = (0, 0)
+    windows: bool = False
+
+
+def describe_card(device: torch.device | str) -> Card:
+    """The Card behind `device`. Asking about a CUDA device initialises CUDA."""
+    device = torch.device(device)
+    major, minor = re.findall(r"\d+", torch.__version__)[:2]
+    version, windows = (int(major), int(minor)), sys.platform == "win32"
+    if device.type != "cuda":
+        return Card(device.type, (0, 0), version, windows)
+    kind = "cuda" if torch.version.hip is None else "rocm"
+    return Card(kind, torch.cuda.get_device_capability(device), version, windows)
 
 
 def select_device(name: str = "auto") -> torch.device:

@@ -29,6 +29,7 @@ from .lora.read import LoraFile, read_lora
 from .lora.steps import Strengths, steps_of
 from .media import to_uint8
 from .presets import Overrides, Preset, make_plan, preset_for
+from .quant.quantise import KEEP
 from .sampling.loop import make_noise, sample
 from .text.umt5 import TextEncoder
 from .wan.config import WanConfig
@@ -95,11 +96,14 @@ class Pipeline:
         device: torch.device,
         attention: str = "auto",
         vram_bytes: int | None = None,
+        quantisation: str = KEEP,
+        matmul: str = "auto",
     ) -> None:
         self.device, self.vram_bytes = device, vram_bytes
         dtype = select_dtype(device)
         files = [parts.transformer] if parts.low is None else [parts.transformer, parts.low]
-        self.experts = [load_transformer(f, dtype, attention, device) for f in files]
+        chosen = {"quantisation": quantisation, "matmul": matmul}
+        self.experts = [load_transformer(f, dtype, attention, device, **chosen) for f in files]
         self._check_experts()
         self.text = load_text_encoder(parts.text, parts.tokenizer, dtype)
         self._check_text(self.text)

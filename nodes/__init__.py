@@ -24,6 +24,8 @@ NODES = (
     ("load", "LoadTextEncoder"),
     ("load", "LoadVae"),
     ("lora", "ApplyLora"),
+    ("quantise", "Quantize"),
+    ("quantise", "SaveQuantized"),
     ("encode", "ImageToVideo"),
     ("encode", "EmptyVideoLatent"),
     ("sample", "DistillSampler"),

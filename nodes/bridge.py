@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import comfy.ldm.common_dit
 import comfy.ldm.modules.attention
@@ -24,6 +25,7 @@ from ..lightx2v_core.assemble import LoadedTransformer, load_transformer
 from ..lightx2v_core.checkpoint.detect import detect
 from ..lightx2v_core.checkpoint.source import open_checkpoint
 from ..lightx2v_core.errors import CapabilityError
+from ..lightx2v_core.quant.quantise import KEEP, ON_LOAD
 from ..lightx2v_core.quant.schemes import PLAIN
 from ..lightx2v_core.wan.config import PATCH, TEXT_LEN, WanConfig
 from ..lightx2v_core.wan.model import BlockInputs, WanBlock, WanModel
@@ -43,6 +45,19 @@ KNOWN_OPTIONS = {
 # Methods of our patcher that some of the supported hosts never call.
 NOT_EVERYWHERE = {"get_ram_usage", "state_dict_for_saving"}
 MEMORY_CHOICES = ("auto", "ours", "comfyui")
+
+
+class LoadRequest(NamedTuple):
+    """What a MODEL was loaded by, so that it can be loaded again in another form.
+
+    `attention` "auto" is whatever this ComfyUI runs with.
+    """
+
+    path: Path
+    attention: str = "auto"
+    memory: str = "auto"
+    quantisation: str = KEEP
+    matmul: str = "auto"
 
 
 class HostTransformer(WanModel):
@@ -178,7 +193,7 @@ class HostTransformer(WanModel):
 class HostWan(comfy.model_base.WAN21):
     """What MODEL holds. Image conditioning (concat_latent_image, concat_mask) is the host's own."""
 
-    def __init__(self, loaded: LoadedTransformer) -> None:
+    def __init__(self, loaded: LoadedTransformer, request: LoadRequest) -> None:
         config = loaded.info.config
         unet_config = {
             "image_model": "wan2.1",
@@ -193,6 +208,7 @@ class HostWan(comfy.model_base.WAN21):
         loaded.model.__class__ = HostTransformer
         self.diffusion_model = loaded.model
         self.info = loaded.info
+        self.request = request
         self.engine = loaded.residency
 
     def extra_conds(self, **kwargs: object) -> dict:
@@ -223,33 +239,36 @@ def activation_bytes_per_token(config: WanConfig, itemsize: int) -> int:
 
 
 def load_model(
-    path: Path, attention: str = "auto", memory: str = "auto", disable_dynamic: bool = False
+    request: LoadRequest, disable_dynamic: bool = False
 ) -> tuple[comfy.model_patcher.ModelPatcher, str]:
-    """A MODEL and one line about it. `attention` "auto" is whatever this ComfyUI runs with."""
+    """A MODEL and what is to be said about it."""
     device = mm.get_torch_device()
-    checkpoint = open_checkpoint(path)
-    memory, why = _select_memory(memory, detect(checkpoint).scheme)
+    checkpoint = open_checkpoint(request.path)
+    scheme = ON_LOAD.get(request.quantisation, detect(checkpoint).scheme)
+    memory, why = _select_memory(request.memory, scheme)
     loaded = load_transformer(
         checkpoint,
         dtype=_compute_dtype(device),
-        attention=attention,
+        attention=request.attention,
         device=device,
         ops=comfy.ops.manual_cast if memory == "comfyui" else core_ops,
+        quantisation=request.quantisation,
+        matmul=request.matmul,
     )
-    model = HostWan(loaded)
-    model.diffusion_model.uses_host_attention = attention == "auto"
+    model = HostWan(loaded, request)
+    model.diffusion_model.uses_host_attention = request.attention == "auto"
     patcher_class = _stock_patcher(disable_dynamic) if memory == "comfyui" else ResidentPatcher
     patcher = patcher_class(model, load_device=device, offload_device=mm.unet_offload_device())
     if hasattr(patcher, "cached_patcher_init"):
-        patcher.cached_patcher_init = (_reload, (path, attention, memory))
-    attention = "the host's" if attention == "auto" else attention
+        patcher.cached_patcher_init = (_reload, (request,))
+    attention = "the host's" if request.attention == "auto" else request.attention
     return patcher, f"{loaded.summary}\nmemory: {memory}{why}; attention: {attention}"
 
 
 def _reload(
-    path: Path, attention: str, memory: str, disable_dynamic: bool = False
+    request: LoadRequest, disable_dynamic: bool = False
 ) -> comfy.model_patcher.ModelPatcher:
-    return load_model(path, attention, memory, disable_dynamic)[0]
+    return load_model(request, disable_dynamic)[0]
 
 
 def _stock_patcher(disable_dynamic: bool) -> type[comfy.model_patcher.ModelPatcher]:
@@ -264,7 +283,7 @@ def _select_memory(choice: str, scheme: str) -> tuple[str, str]:
             asked = "memory 'comfyui' was asked for"
             why = f"memory 'ours' does not fit this ComfyUI: {mismatch}" if mismatch else asked
             raise CapabilityError(
-                f"{why}; a file quantised as {scheme} runs through memory 'ours' alone: "
+                f"{why}; a model quantised as {scheme} runs through memory 'ours' alone: "
                 "use that, or a bf16, fp16 or fp32 file"
             )
         return "ours", ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..lightx2v_core.ops.attention import BACKENDS
-from .bridge import MEMORY_CHOICES, load_model
+from ..lightx2v_core.quant.quantise import KEEP, LOAD_CHOICES
+from .bridge import MEMORY_CHOICES, LoadRequest, load_model
 from .codecs import load_host_clip, load_host_vae
 from .files import fingerprint, list_files, list_vaes, resolve, vae_place
 from .progress import show_text
@@ -33,9 +34,10 @@ class LoadModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "quantisation",
-                    options=["keep"],
-                    default="keep",
-                    tooltip="keep: the number format of the file.",
+                    options=list(LOAD_CHOICES),
+                    default=KEEP,
+                    tooltip="keep: the number format of the file. fp8, int8: the linears of a bf16 "
+                    "or fp16 file become 8 bits while it loads, half the memory.",
                     extra_dict=ADVANCED,
                 ),
                 io.Combo.Input(
@@ -71,7 +73,8 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str, quantisation: str, attention: str, memory: str) -> io.NodeOutput:
-        model, summary = load_model(resolve(MODELS, file), attention, memory)
+        request = LoadRequest(resolve(MODELS, file), attention, memory, quantisation)
+        model, summary = load_model(request)
         show_text(summary, cls.hidden.unique_id)
         return io.NodeOutput(model, summary)
 

@@ -64,7 +64,8 @@ def quantise_file(
     )
 
 
-def _is_quantised(name: str, header: TensorHeader) -> bool:
+def is_quantised(name: str, header: TensorHeader) -> bool:
+    """Whether a tensor of that official name is one of the linears that are turned into codes."""
     return name.startswith("blocks.") and name.endswith(".weight") and len(header.shape) == 2
 
 
@@ -75,7 +76,7 @@ def _headers(
     headers: dict[str, TensorHeader] = {}
     for name, stored in names.items():
         header = checkpoint.headers[stored]
-        if not _is_quantised(name, header):
+        if not is_quantised(name, header):
             headers[name] = header
             continue
         headers[name] = TensorHeader(header.shape, DTYPE_NAMES[scheme.dtype])
@@ -91,7 +92,7 @@ def _tensors(
 ) -> Iterator[Tensor]:
     for name, stored in names.items():
         tensor = checkpoint.tensors({name: stored})[name]
-        if _is_quantised(name, checkpoint.headers[stored]):
+        if is_quantised(name, checkpoint.headers[stored]):
             yield from scheme.quantise(tensor)
         else:
             yield tensor

@@ -7,6 +7,7 @@ from the published file names; where those are silent too it stays "unknown", ne
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
@@ -17,6 +18,7 @@ from ..wan.config import CLIP_TOKENS, HEAD_DIM, WanConfig
 from .headers import TensorHeader
 from .layouts import official_names
 from .source import Checkpoint
+from .stored import PLAIN_SCHEMES, scheme_of
 from .vaes import VaeFacts, detect_vae
 
 UNKNOWN = "unknown"
@@ -227,9 +229,6 @@ def _preset(config: WanConfig) -> str:
     return "flf2v-4step" if config.clip_tokens == 2 * CLIP_TOKENS else "distill-4step"
 
 
-PLAIN_SCHEMES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
-
-
 def _common_scheme(headers: Mapping[str, TensorHeader]) -> str:
     """The scheme of the largest tensor, for files that are not transformers."""
     largest = max(headers.values(), key=lambda header: prod(header.shape), default=None)
@@ -237,20 +236,16 @@ def _common_scheme(headers: Mapping[str, TensorHeader]) -> str:
 
 
 def _block_scheme(headers: Mapping[str, TensorHeader]) -> str:
-    linear = "blocks.0.ffn.0."
-    weight = headers.get(linear + "weight")
-    if weight is None:
-        return UNKNOWN
-    scale = headers.get(linear + "weight_scale") or headers.get(linear + "scale_weight")
-    if weight.dtype == "F8_E4M3":
-        if scale is None:
-            return "fp8-cast"
-        return "fp8-row" if prod(scale.shape) > 1 else "fp8-tensor"
-    if weight.dtype == "I8":
-        return "int8-row" if scale and prod(scale.shape) > 1 else "int8-tensor"
-    if weight.dtype == "U8" and scale:
-        return "nvfp4"
-    return {"F8_E5M2": "fp8-e5m2"}.get(weight.dtype, PLAIN_SCHEMES.get(weight.dtype, UNKNOWN))
+    """The most frequent scheme of the blocks' linears; quantised ones come first."""
+    counts: Counter[str] = Counter()
+    for name, weight in headers.items():
+        if name.startswith("blocks.") and name.endswith(".weight") and len(weight.shape) == 2:
+            stem = name.removesuffix("weight")
+            scale = headers.get(stem + "weight_scale") or headers.get(stem + "scale_weight")
+            counts[scheme_of(weight, scale)] += 1
+    quantised = {s: n for s, n in counts.items() if s not in PLAIN_SCHEMES.values()}
+    found = quantised or counts
+    return max(found, key=lambda scheme: found[scheme]) if found else UNKNOWN
 
 
 def _refusal(

@@ -22,15 +22,19 @@ def assign(
 
     Tensors of two or more axes take `dtype` (None keeps the file's); one-axis tensors and
     modulation keep the file's dtype, since layers cast at use. A tensor that already has its dtype
-    stays the memory-mapped one. Modules named in `quantised` keep their codes, with float32 scales.
+    stays the memory-mapped one. Modules named in `quantised` keep their codes; scales are float32,
+    those of blocks the bytes that are stored.
     Raises CheckpointError that names what is missing or too many;
     `what` is the kind of model, for the message.
     """
     cast = {}
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
-        if module in quantised and leaf in ("weight", "weight_scale"):
-            cast[name] = tensor.float() if leaf == "weight_scale" else tensor
+        if module in quantised and leaf == "weight":
+            cast[name] = tensor
+        elif module in quantised and leaf in ("weight_scale", "weight_scale_2"):
+            is_byte = tensor.element_size() == 1
+            cast[name] = tensor.view(torch.uint8) if is_byte else tensor.float()
         else:
             cast[name] = _cast(name, tensor, dtype)
     place(model, cast, source, what)

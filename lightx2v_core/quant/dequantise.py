@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, preview
-from .formats import DESCRIPTION, MARKER, UNUSED, check_description
+from .formats import DESCRIPTION, MARKER, UNUSED, read_description
 
 CODES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 SCALES = (".weight_scale", ".scale_weight")
@@ -25,7 +25,7 @@ def dequantised(
     scales: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name.endswith(DESCRIPTION):
-            check_description(tensor, name, source)
+            read_description(tensor, name, source)
         elif name.endswith(SCALES):
             scales[name.removesuffix(".weight_scale").removesuffix(".scale_weight")] = tensor
         elif name != MARKER and not name.endswith(UNUSED):

@@ -1,7 +1,7 @@
-"""Linears whose weights stay 8-bit codes in memory: fp8 and int8, one scale per row or per tensor.
+"""Linears whose weights stay codes in memory: 8 bits here, with one scale per row or per tensor.
 
-The product is computed in the dtype of the input from dequantised weights, so it runs on every
-device; only memory is saved, not time.
+By default the product is computed in the dtype of the input from dequantised weights, which runs on
+every device and saves memory, not time. `multiply` puts an 8-bit matmul of ops/matmul.py instead.
 """
 
 from __future__ import annotations
@@ -13,14 +13,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.layers import cast
+from ..ops.matmul import Multiply
 
 
-class QuantisedLinear(nn.Module):
-    """Drop-in for a linear: weight = codes * scale, codes MK, scale M1, one number, or None (1)."""
+class DequantisedLinear(nn.Module):
+    """What every linear of codes has: sizes, bias, a slot for LoRA branches, `dequantise`."""
 
     branches: tuple[Callable[[Tensor], Tensor], ...] = ()
+    codes_name: str  # of the dtype or the packed format, for messages and for choosing a matmul
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
+
+    def dequantise(self, dtype: torch.dtype) -> Tensor:
+        """The weight MK, multiplied in float32 and rounded once."""
+        raise NotImplementedError
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, self.dequantise(x.dtype), bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.product(x, None if self.bias is None else cast(self.bias, x))
+        for branch in self.branches:
+            y = y + branch(x)
+        return y
+
+
+class QuantisedLinear(DequantisedLinear):
+    """Drop-in for a linear: weight = codes * scale, codes MK, scale M1, one number, or None (1)."""
+
     weight: Tensor
     weight_scale: Tensor | None
+    multiply: Multiply | None = None
 
     def __init__(
         self,
@@ -30,25 +56,26 @@ class QuantisedLinear(nn.Module):
         scale_shape: tuple[int, ...] | None,
         bias: bool = True,
     ) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
+        super().__init__(in_features, out_features, bias)
+        self.codes_name = str(dtype).removeprefix("torch.")
         self.register_buffer("weight", torch.empty(out_features, in_features, dtype=dtype))
         scale = None if scale_shape is None else torch.empty(scale_shape, dtype=torch.float32)
         self.register_buffer("weight_scale", scale)
-        self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
 
     def dequantise(self, dtype: torch.dtype) -> Tensor:
-        """The weight MK, multiplied in float32 and rounded once."""
         if self.weight_scale is None:
             return self.weight.to(dtype)
-        scale = self.weight_scale
-        # [M] or [M, 1] is per row; any form of a single number is per tensor.
-        scale = scale.reshape(-1, 1) if scale.numel() > 1 else scale.reshape(1, 1)
-        return (self.weight.float() * scale).to(dtype)
+        return (self.weight.float() * self._scale(self.weight_scale)).to(dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else cast(self.bias, x)
-        y = F.linear(x, self.dequantise(x.dtype), bias)
-        for branch in self.branches:
-            y = y + branch(x)
-        return y
+    @staticmethod
+    def _scale(stored: Tensor) -> Tensor:
+        """[M] or [M, 1] is per row: M1; any form of a single number is per tensor: 11."""
+        return stored.reshape(-1, 1)
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self.multiply is None:
+            return super().product(x, bias)
+        stored = self.weight_scale
+        scale = torch.ones((1, 1), device=x.device) if stored is None else self._scale(stored)
+        y_LM = self.multiply(x.reshape(-1, self.in_features), self.weight, scale, bias)
+        return y_LM.unflatten(0, x.shape[:-1])

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import CapabilityError
 from ..ops import Linear
+from .blocks import Mxfp8Linear, Nvfp4Linear
 from .linear import QuantisedLinear
 
 PLAIN = ("fp32", "fp16", "bf16")
@@ -20,6 +21,8 @@ LINEARS: dict[str, type[nn.Module]] = {
     "fp8-e5m2": QuantisedLinear,
     "int8-row": QuantisedLinear,
     "int8-tensor": QuantisedLinear,
+    "nvfp4": Nvfp4Linear,  # LightX2V's and ComfyUI's, e2m1 codes in blocks of 16
+    "mxfp8": Mxfp8Linear,  # ComfyUI: e4m3 codes in blocks of 32
 }
 
 

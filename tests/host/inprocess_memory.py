@@ -168,18 +168,147 @@ def an_fp8_file_in_comfyuis_form_is_read_as_comfyui_reads_it() -> str:
     return f"{exact}; ComfyUI {close(ksampler(theirs, cond), mine, 0.02)}"
 
 
+def quantize(model: object, scheme: str, matmul: str = "auto") -> tuple:
+    return run("LightX2VQuantize", model=model, scheme=scheme, matmul=matmul)
+
+
+def saved(model: object, scheme: str, name: str) -> str:
+    """Writes a file and puts it among the models; its stem."""
+    path = Path(run("LightX2VSaveQuantized", model=model, scheme=scheme, filename=name)[0])
+    assert path == WORK / "output" / "diffusion_models" / f"{name}.safetensors"
+    path.replace(WORK / "models/diffusion_models" / path.name)
+    return name
+
+
 @check
 def an_fp8_file_we_write_is_read_by_comfyui_as_by_us() -> str:
     import nodes as host_nodes
 
-    folder = WORK / "models/diffusion_models"
-    convert = pack("lightx2v_core.checkpoint.convert")
-    convert.quantise_file(
-        folder / "native.safetensors", folder / "native_written.safetensors", "fp8-tensor"
-    )
-    theirs = host_nodes.UNETLoader().load_unet("native_written.safetensors", "default")[0]
+    name = saved(ours("native"), "fp8-tensor", "native_written")
+    theirs = host_nodes.UNETLoader().load_unet(f"{name}.safetensors", "default")[0]
     cond = [[torch.randn(1, 512, 4096, generator=torch.Generator().manual_seed(8)), {}]]
-    return close(ksampler(theirs, cond), ksampler(ours("native_written"), cond))
+    return close(ksampler(theirs, cond), ksampler(ours(name), cond))
+
+
+@check
+def a_quantised_model_equals_its_saved_file_and_keeps_lora_and_shift() -> None:
+    model = ours("half")
+    before = ksampler(model)
+    asked = with_lora(shifted(model))
+    quantised, summary = quantize(asked, "int8")
+    file = ours(saved(model, "int8", "half_int8"))
+    assert "quantised to int8: " in summary and "matmul: dequantise" in summary, summary
+    assert torch.equal(ksampler(quantised), ksampler(with_lora(shifted(file))))
+    assert not torch.equal(ksampler(quantised), ksampler(asked))
+    assert torch.equal(ksampler(model), before), "the input MODEL stays as it is"
+    back = quantize(quantised, "keep")[0]
+    assert torch.equal(ksampler(back), ksampler(asked))
+
+
+@check
+def a_model_quantised_while_loading_equals_the_node_after_it() -> None:
+    loaded, summary = run(
+        "LightX2VLoadModel",
+        **{
+            "file": "half.safetensors",
+            "quantisation": "fp8",
+            "attention": "auto",
+            "memory": "auto",
+        },
+    )
+    assert "quantised to fp8: " in summary and "memory: ours" in summary, summary
+    stock = ours("half", memory="comfyui")
+    quantised = quantize(stock, "fp8")[0]
+    assert torch.equal(ksampler(loaded), ksampler(quantised))
+    assert type(quantised).__name__ == "ResidentPatcher" != type(stock).__name__
+
+
+@check
+def what_cannot_be_quantised_or_saved_is_a_sentence() -> str:
+    told = sentence(lambda: quantize(native(), "fp8"))
+    assert "this MODEL comes from another loader" in told, told
+    told = sentence(lambda: quantize(ours("t2v_fp8"), "int8"))
+    assert "quantised as fp8-tensor already" in told, told
+    told = sentence(lambda: quantize(ours("half"), "fp8", "int8"))
+    assert "it multiplies int8 codes and these are float8_e4m3fn" in told, told
+    told = sentence(lambda: saved(with_lora(ours("half")), "fp8", "with_lora"))
+    assert "would not be in the file" in told, told
+    for name in ("../outside", "", "/tmp/outside"):
+        told = sentence(lambda: saved(ours("half"), "fp8", name))  # noqa: B023
+        assert "is no file name" in told, told
+    (WORK / "output/diffusion_models").mkdir(exist_ok=True)
+    (WORK / "output/diffusion_models/there.safetensors").write_bytes(b"mine")
+    told = sentence(lambda: saved(ours("half"), "fp8", "there"))
+    assert "there.safetensors exists already" in told, told
+    return told
+
+
+def in_blocks(weights: dict[str, torch.Tensor], scheme: str) -> tuple[dict, dict]:
+    """Linears as comfy-kitchen packs them, in ComfyUI's names; and as it unpacks them."""
+    import json
+
+    import comfy_kitchen as ck
+
+    text = bytearray(json.dumps({"format": scheme}).encode())
+    packed, meant = dict(weights), {}
+    for key in [k for k, v in weights.items() if k.startswith("blocks.") and v.ndim == 2]:
+        stem = key.removesuffix("weight")
+        packed[stem + "comfy_quant"] = torch.frombuffer(text, dtype=torch.uint8).clone()
+        if scheme == "nvfp4":
+            scale = weights[key].abs().amax() / (448.0 * 6.0)
+            packed[key], tiled = ck.quantize_nvfp4(weights[key], scale)
+            meant[key] = ck.dequantize_nvfp4(packed[key], scale, tiled, torch.float32)
+            packed[stem + "weight_scale_2"] = scale
+        else:
+            packed[key], tiled = ck.quantize_mxfp8(weights[key])
+            meant[key] = ck.dequantize_mxfp8(packed[key], tiled, torch.float32)
+            tiled = tiled.view(torch.uint8)
+        packed[stem + "weight_scale"] = tiled
+    return packed, meant
+
+
+@check
+def files_in_blocks_stand_for_what_comfyui_takes_them_for() -> str:
+    import comfy.quant_ops
+    import nodes as host_nodes
+
+    cond = [[torch.randn(1, 512, 4096, generator=torch.Generator().manual_seed(8)), {}]]
+    errors = []
+    for scheme in ("nvfp4", "mxfp8"):
+        packed, meant = in_blocks(FILES["native"], scheme)
+        write(WORK / f"models/diffusion_models/native_{scheme}.safetensors", packed)
+        mine = ours(f"native_{scheme}")
+        transformer = mine.model.diffusion_model
+        for key, weight in meant.items():
+            linear = transformer.get_submodule(key.removesuffix(".weight"))
+            assert torch.equal(linear.dequantise(torch.float32), weight), key
+        if scheme in comfy.quant_ops.QUANT_ALGOS:
+            load = host_nodes.UNETLoader().load_unet
+            theirs = load(f"native_{scheme}.safetensors", "default")[0]
+            errors.append(close(ksampler(theirs, cond), ksampler(mine, cond), 0.02))
+    return f"bit for bit comfy-kitchen's; ComfyUI {errors}"
+
+
+@check
+def comfy_kitchens_int8_linear_multiplies_as_ours() -> str:
+    plain, own, theirs = (
+        ksampler(quantize(ours("t2v"), "int8", name)[0])
+        for name in ("dequantise", "int8", "kitchen-int8")
+    )
+    assert 1e-4 < relative(own, plain) < 0.02
+    return close(theirs, own, 0.01)
+
+
+@check
+def a_lora_on_nvfp4_adds_what_it_adds_to_the_weights_they_stand_for() -> str:
+    packed, meant = in_blocks(FILES["t2v"], "nvfp4")
+    write(WORK / "models/diffusion_models/t2v_nvfp4.safetensors", packed)
+    write(WORK / "models/diffusion_models/t2v_nvfp4_meant.safetensors", FILES["t2v"] | meant)
+    fp4 = ours("t2v_nvfp4")
+    changed = ksampler(applied(fp4)[0])
+    assert relative(changed, ksampler(fp4)) > 1e-2, "the LoRA changed nothing"
+    assert torch.equal(ksampler(with_lora(fp4)), changed)
+    return close(changed, ksampler(applied(ours("t2v_nvfp4_meant"))[0]))
 
 
 @check

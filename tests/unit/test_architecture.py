@@ -27,6 +27,7 @@ RESERVED = {
     "gguf": "checkpoint/gguf.py",
     "sageattention": "ops/attention.py",
     "flash_attn": "ops/attention.py",
+    "comfy_kitchen": "ops/",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -400,6 +401,15 @@ def test_the_command_line_takes_a_list_of_strengths_and_merges(models, tmp_path,
     assert kept[1] == [f"{file}:0.5,0.5,0.5,0.5"]
 
 
+def test_weights_become_codes_while_loading_where_that_is_asked(models, tmp_path, capsys):
+    asked = ("--quant", "int8", "--matmul", "int8", "--dry-run")
+
+    code = main(generate_arguments(models, tmp_path / "a.mp4", *asked))
+
+    assert code == 0
+    assert re.search(r"; quantised to int8: [\d.]+ GB; matmul: int8\n", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -424,6 +434,8 @@ def test_strengths_that_do_not_fit_end_in_one_sentence(models, tmp_path, capsys,
     ("more", "words"),
     [
         (["--lora-merge"], "--lora-merge is given without a LoRA"),
+        (["--matmul", "fp8-row"], "multiplies 8-bit weights and this model has none"),
+        (["--quant", "fp8", "--matmul", "int8"], "these are float8_e4m3fn; use auto"),
         (["--lora", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
         (["--output", "a.gif"], "must end in .mp4"),
         (["--task", "i2v"], "needs a start image; add --image FILE"),

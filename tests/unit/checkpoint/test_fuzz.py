@@ -21,6 +21,7 @@ from lightx2v_core.wan.config import WanConfig
 from lightx2v_core.wan.model import WanModel
 from lightx2v_core.wan.vae import VaeConfig, WanVae
 from tests.conftest import fill
+from tests.unit.checkpoint.block_forms import as_file
 
 COUNT = int(os.environ.get("LIGHTX2V_FUZZ", "200"))
 WORDS = (b'"F32"', b'"F8_E4M3"', b'"I8"', b'"shape"', b"[", b"]", b"{", b"}", b"-1", b"0", b"1e99")
@@ -50,6 +51,12 @@ def quantised() -> dict[str, Tensor]:
     return tensors
 
 
+def in_blocks() -> dict[str, Tensor]:
+    tensors = transformer()
+    linears = [k for k, v in tensors.items() if k.startswith("blocks.") and v.ndim == 2]
+    return as_file(tensors, linears, "comfy")
+
+
 def vae() -> dict[str, Tensor]:
     return fill(WanVae(VaeConfig(4, 4))).state_dict()
 
@@ -63,6 +70,7 @@ def lora() -> dict[str, Tensor]:
 KINDS = {
     "transformer": (transformer, load_transformer),
     "quantised": (quantised, load_transformer),
+    "in blocks": (in_blocks, load_transformer),
     "vae": (vae, load_vae),
     "lora": (lora, read_lora),
 }

@@ -172,12 +172,12 @@ def test_a_quantised_header_is_told_and_fills_its_model_strictly(name, linears, 
     checkpoint.headers.update({k: TensorHeader(v, "F8_E4M3") for k, v in others.items()})
     info = detect(checkpoint)
     _, names = official_names(checkpoint.headers)
-    kept, codes = read_codes(names, checkpoint.headers, name, {}, read=None)
+    kept, codes, _ = read_codes(names, checkpoint.headers, name, {}, read=None)
     with torch.device("meta"):
         model = WanModel(info.config)
         tensors = {k: empty(checkpoint.headers[v]) for k, v in kept.items()}
 
-    swap_linears(model, info.scheme, codes, name)
+    swap_linears(model, codes, name)
     assign(model, tensors, name, "Wan transformer", torch.bfloat16, codes)
 
     assert (info.scheme, info.refusal) == (scheme, None)
@@ -186,18 +186,53 @@ def test_a_quantised_header_is_told_and_fills_its_model_strictly(name, linears, 
 
 
 def empty(header: TensorHeader) -> torch.Tensor:
-    dtypes = {"BF16": torch.bfloat16, "F32": torch.float32, **CODE_DTYPES}
+    dtypes = {"BF16": torch.bfloat16, "F32": torch.float32, "U8": torch.uint8, **CODE_DTYPES}
     return torch.empty(header.shape, dtype=dtypes[header.dtype])
 
 
-def test_nvfp4_is_named_and_refused():
+@pytest.mark.parametrize(("name", "linears"), [("wan2.1_t2v_14b", 400), ("wan2.1_i2v_14b", 480)])
+def test_an_nvfp4_header_of_lightx2v_is_told_and_fills_its_model_strictly(name, linears):
+    """As its converter and kernel write it: two codes a byte, scales in tiles of 128 x 4."""
+    checkpoint = as_checkpoint(name)
+    headers = checkpoint.headers
+    quantise_header(checkpoint, "U8", {"alpha": (), "input_global_scale": ()})
+    for key in [k for k, h in headers.items() if h.dtype == "U8"]:
+        rows, columns = headers[key].shape
+        headers[key] = TensorHeader((rows, columns // 2), "U8")
+        headers[key + "_scale"] = TensorHeader((rows, columns // 16), "F8_E4M3")
+    info = detect(checkpoint)
+    _, names = official_names(headers)
+    stored = read_codes(names, headers, name, {}, read=lambda _: torch.tensor(2.0))
+    with torch.device("meta"):
+        model = WanModel(info.config)
+        tensors = {k: empty(headers[v]) for k, v in stored.names.items()}
+
+    swap_linears(model, stored.codes, name)
+    assign(model, tensors | stored.made, name, "Wan transformer", torch.bfloat16, stored.codes)
+
+    assert (info.scheme, info.refusal) == ("nvfp4", None)
+    assert len(stored.codes) == linears
+    assert float(model.blocks[3].ffn[0].weight_scale_2) == 4.0, "alpha times the scale of the input"
+
+
+@pytest.mark.parametrize(
+    ("codes", "scale", "scheme"),
+    [
+        ("U8", TensorHeader((5120, 160), "F8_E8M0"), "mxfp4 or mxfp6"),
+        ("U8", TensorHeader((5120, 1), "F32"), "4-bit codes"),
+        ("F8_E4M3", TensorHeader((40, 40), "F32"), "fp8-block"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(codes, scale, scheme):
     checkpoint = as_checkpoint("wan2.1_t2v_14b")
-    quantise_header(checkpoint, "U8", {"weight_scale": ("rows", 4)})
+    quantise_header(checkpoint, codes, {})
+    linears = [key for key, header in checkpoint.headers.items() if header.dtype == codes]
+    checkpoint.headers.update({key + "_scale": scale for key in linears})
 
     info = detect(checkpoint)
 
-    assert info.scheme == "nvfp4"
-    assert "quantised as nvfp4, which this version does not load" in info.refusal
+    assert info.scheme == scheme
+    assert f"quantised as {scheme}, which this version does not load" in info.refusal
 
 
 @pytest.mark.parametrize(

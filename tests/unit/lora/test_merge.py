@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightx2v_core.assemble import swap_linears
-from lightx2v_core.checkpoint.quantised import Codes
+from lightx2v_core.checkpoint.stored import Codes
 from lightx2v_core.errors import CapabilityError, RequestError
 from lightx2v_core.lora.apply import apply_loras
 from lightx2v_core.lora.branches import Branch, branch_bytes, set_lora
@@ -28,7 +28,8 @@ def quantised(scheme: str) -> WanModel:
         scheme.removesuffix("-row").removesuffix("-tensor"), torch.float8_e4m3fn
     )
     scaled, by_row = scheme not in ("fp8-cast", "fp8-e5m2"), scheme.endswith("-row")
-    swap_linears(model, scheme, {name: Codes(dtype, () if scaled else None) for name in names}, "")
+    stored = Codes(scheme, (dtype, () if scaled else None))
+    swap_linears(model, dict.fromkeys(names, stored), "")
     for name in names:
         linear, weight = model.get_submodule(name), plain.get_submodule(name).weight
         largest = weight.abs().amax(1, keepdim=True) if by_row else weight.abs().max()

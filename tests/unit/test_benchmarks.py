@@ -1,0 +1,30 @@
+"""The benchmark of linears runs on a CPU too, where its lines say what they hold."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from benchmarks import linears
+
+
+def test_every_case_gives_a_line_with_its_figures_or_the_reason(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(linears, "SHAPES", ((64, 128),))
+    out = tmp_path / "lines.jsonl"
+
+    code = linears.main(["--device", "cpu", "--tokens", "40", "--repeats", "1", "--out", str(out)])
+
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert code == 0
+    assert capsys.readouterr().out == out.read_text()
+    assert len(lines) == 1 + len(linears.CASES)
+    assert lines[0]["case"] == "linear-bf16" and lines[0]["ratio"] == 1.0
+    for line in lines:
+        assert (line["tokens"], line["in_features"], line["out_features"]) == (40, 64, 128)
+        assert line["torch"] == torch.__version__ and line["card"] == "cpu"
+        measured = "seconds" in line and line["seconds"] > 0
+        assert measured != bool(line.get("blocked_by")), line
+    errors = {line["case"]: line["relative_error"] for line in lines if "seconds" in line}
+    assert errors["linear-bf16"] < 0.01 < errors["linear-fp8-row"] < 0.05
+    assert errors["linear-int8"] < 0.02
