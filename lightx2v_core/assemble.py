@@ -90,13 +90,14 @@ def load_transformer(
     info = detect(checkpoint)
     if info.refusal or info.config is None:
         raise CheckpointError(info.refusal or f"{checkpoint.name} is not a Wan transformer")
-    with torch.device("meta"):
-        model = WanModel(info.config, ops)
-    names, codes = _quantised_names(checkpoint)
-    swap_linears(model, info.scheme, codes, checkpoint.name)
-    assign(model, checkpoint.tensors(names), checkpoint.name, "Wan transformer", dtype, codes)
+    model = _fill_transformer(checkpoint, info, dtype, ops)
     model.compute_dtype = dtype
-    residency = Residency(model)
+    path = checkpoint.path
+
+    def reread() -> dict[str, torch.Tensor]:
+        return _fill_transformer(open_checkpoint(path), info, dtype, ops).state_dict()
+
+    residency = Residency(model, weight_files(checkpoint), reread)
     model.run_block = residency.run_block
     model.attend = select_attention(attention, device)
     summary = (
@@ -105,6 +106,23 @@ def load_transformer(
     )
     log.info("%s, %.1f s", summary, time.perf_counter() - started)
     return LoadedTransformer(model, info, residency, summary)
+
+
+def _fill_transformer(
+    checkpoint: Checkpoint, info: CheckpointInfo, dtype: torch.dtype, ops: Ops
+) -> WanModel:
+    assert info.config is not None
+    with torch.device("meta"):
+        model = WanModel(info.config, ops)
+    names, codes = _quantised_names(checkpoint)
+    swap_linears(model, info.scheme, codes, checkpoint.name)
+    assign(model, checkpoint.tensors(names), checkpoint.name, "Wan transformer", dtype, codes)
+    return model
+
+
+def weight_files(checkpoint: Checkpoint) -> set[Path]:
+    """The files whose contents the tensors of `checkpoint` are views of."""
+    return set(checkpoint.files.values()) or {checkpoint.path}
 
 
 def _quantised_names(checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, Codes]]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from lightx2v_core.assemble import find_parts
+from lightx2v_core.assemble import find_parts, load_transformer
+from lightx2v_core.checkpoint.convert import quantise_file
+from lightx2v_core.lora.branches import Branch, set_lora
 from lightx2v_core.media import read_image
+from lightx2v_core.memory import residency
 from lightx2v_core.memory.residency import Residency
+from lightx2v_core.memory.transport import TorchCuda
 from lightx2v_core.pipeline import GenerateRequest, Pipeline
 from lightx2v_core.presets import DEMO_FOLDER
 from lightx2v_core.wan.config import WanConfig
@@ -42,6 +48,120 @@ def streamed(config: WanConfig, budget: float | None, dtype: torch.dtype) -> Wan
     model.run_block = engine.run_block
     engine.place("cuda", budget)
     return model
+
+
+@pytest.fixture(scope="module", params=["bf16", "fp8", "int8"])
+def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformer on disk, wide enough that a copy takes longer than a launch."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = WanConfig(dim=1024, ffn_dim=4096, num_layers=9, text_dim=64)
+    plain = folder / "plain.safetensors"
+    weights = fill(WanModel(config)).to(torch.bfloat16).state_dict()
+    save_file({name: t.contiguous() for name, t in weights.items()}, plain)
+    if request.param == "bf16":
+        return plain
+    quantise_file(plain, folder / "codes.safetensors", request.param)
+    return folder / "codes.safetensors"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("ram", ["pinned", "no pinned", "refused"])
+@pytest.mark.parametrize("resident", [0, 4])
+def test_streaming_from_a_file_equals_resident_bit_for_bit_in_every_step(
+    file, ram, resident, monkeypatch
+):
+    """With LoRA; page-locked, from the mapped file, and where the driver refuses to lock."""
+    if ram == "no pinned":
+        monkeypatch.setattr(residency, "pinnable_bytes", lambda: 0)
+    if ram == "refused":
+        monkeypatch.setattr(TorchCuda, "register", lambda self, memory: False)
+    loaded = load_transformer(file, torch.bfloat16)
+    generator = torch.Generator().manual_seed(4)
+    up, down = (torch.randn(shape, generator=generator) / 32 for shape in ((4096, 8), (8, 1024)))
+    branches = {f"blocks.{i}.ffn.0": (Branch(down, up, 0.5),) for i in range(9)}
+    set_lora(loaded.model, branches)
+    engine, inputs = loaded.residency, on_card(tiny_inputs(loaded.model.config, batch=1))
+    engine.place("cuda")
+    expected = loaded.model(**inputs)
+    own = dict(loaded.model.named_parameters())
+    engine.release()
+
+    engine.place("cuda", engine.card_bytes(resident))
+    outputs = [loaded.model(**inputs) for _ in range(4)]
+    line, pinned = engine.describe(), engine.pinned_bytes
+    engine.release()
+
+    assert all(torch.equal(output, expected) for output in outputs)
+    assert engine.resident == 0 and f"resident {resident}/9 blocks" in line, line
+    assert (pinned > 0) == (ram == "pinned"), line
+    assert own.keys() == dict(loaded.model.named_parameters()).keys()
+    assert not any(p.is_cuda for p in loaded.model.parameters())
+
+
+@torch.inference_mode()
+def test_a_block_is_copied_while_another_computes(file):
+    """Streamed time stays well below copy and computation one after the other."""
+    loaded = load_transformer(file, torch.bfloat16)
+    config, engine = loaded.model.config, loaded.residency
+    inputs = {
+        "x_BCTHW": torch.randn(1, config.in_dim, 9, 96, 96, device="cuda"),
+        "timestep_B": torch.ones(1, device="cuda"),
+        "text_BSE": torch.randn(1, 512, config.text_dim, device="cuda"),
+    }
+
+    def seconds(budget: float | None) -> float:
+        engine.release()
+        engine.place("cuda", budget)
+        for _ in range(3):
+            loaded.model(**inputs)
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        for _ in range(5):
+            loaded.model(**inputs)
+        last.record()
+        torch.cuda.synchronize()
+        return first.elapsed_time(last) / 5e3
+
+    resident, streamed_two, streamed_one = (
+        seconds(b) for b in (None, engine.card_bytes(0), engine.least_bytes)
+    )
+
+    print(f"resident {resident:.4f} s, two buffers {streamed_two:.4f}, one {streamed_one:.4f}")
+    assert streamed_two < 1.02 * streamed_one
+    assert streamed_two < 1.15 * resident
+
+
+@torch.inference_mode()
+def test_evictions_between_steps_change_nothing(file):
+    loaded = load_transformer(file, torch.bfloat16)
+    engine, inputs = loaded.residency, on_card(tiny_inputs(loaded.model.config, batch=1))
+    engine.place("cuda")
+    expected = loaded.model(**inputs)
+
+    for _ in range(3):
+        freed = engine.shrink(engine.loaded_bytes / 3)
+        assert freed > 0
+        assert torch.equal(loaded.model(**inputs), expected)
+        engine.release()
+        engine.place("cuda", engine.card_bytes(5))
+        assert torch.equal(loaded.model(**inputs), expected)
+        engine.place("cuda")
+
+
+def test_page_locked_memory_is_given_back(file):
+    loaded = load_transformer(file, torch.bfloat16)
+    engine, inputs = loaded.residency, on_card(tiny_inputs(loaded.model.config, batch=1))
+    before = torch.cuda.memory_allocated()
+    engine.place("cuda", 0)
+    loaded.model(**inputs)
+    hosts = list(engine._hosts.values())
+    assert all(host.pinned.is_pinned() for host in hosts)
+
+    engine.release()
+    del hosts
+
+    assert engine.pinned_bytes == 0
+    assert torch.cuda.memory_allocated() <= before + 2**20
 
 
 @torch.inference_mode()
