@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from .checkpoint.detect import CheckpointInfo, detect
 from .checkpoint.layouts import official_names, official_vae_names
 from .checkpoint.load import assign
 from .checkpoint.quantised import Codes, read_codes
-from .checkpoint.source import Checkpoint, open_checkpoint
+from .checkpoint.source import DTYPE_NAMES, Checkpoint, open_checkpoint
 from .errors import CapabilityError, CheckpointError
+from .memory.plan import check_ram, is_ram_short
 from .memory.residency import Residency
 from .ops.attention import select_attention
 from .presets import demo_path
@@ -45,6 +47,7 @@ PART_NAMES = {
         "clip_vision_h.safetensors",
     ),
 }
+FULL_PRECISION = {"F64", "F32", "F16", "BF16"}
 EXPERT_FOLDERS = ("high_noise_model", "low_noise_model")
 PART_OPTIONS = {"vae": "--vae", "text": "--text-encoder", "clip": "--clip-vision"}
 
@@ -90,6 +93,7 @@ def load_transformer(
     info = detect(checkpoint)
     if info.refusal or info.config is None:
         raise CheckpointError(info.refusal or f"{checkpoint.name} is not a Wan transformer")
+    check_ram(cast_bytes(checkpoint, dtype), checkpoint.name)
     model = _fill_transformer(checkpoint, info, dtype, ops)
     model.compute_dtype = dtype
     path = checkpoint.path
@@ -108,6 +112,21 @@ def load_transformer(
     return LoadedTransformer(model, info, residency, summary)
 
 
+def load_experts(
+    parts: Parts, dtype: torch.dtype, attention: str, device: torch.device
+) -> list[LoadedTransformer]:
+    """The transformer, or both; the first one leaves RAM again where both do not fit."""
+    experts: list[LoadedTransformer] = []
+    for path in (parts.transformer, parts.low):
+        if path is None:
+            continue
+        checkpoint = open_checkpoint(path)
+        for expert in experts if is_ram_short(cast_bytes(checkpoint, dtype)) else ():
+            expert.residency.forget()
+        experts.append(load_transformer(checkpoint, dtype, attention, device))
+    return experts
+
+
 def _fill_transformer(
     checkpoint: Checkpoint, info: CheckpointInfo, dtype: torch.dtype, ops: Ops
 ) -> WanModel:
@@ -118,6 +137,17 @@ def _fill_transformer(
     swap_linears(model, info.scheme, codes, checkpoint.name)
     assign(model, checkpoint.tensors(names), checkpoint.name, "Wan transformer", dtype, codes)
     return model
+
+
+def cast_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    """RAM that loading takes: matrices stored in another number format than they compute in."""
+    return sum(
+        math.prod(header.shape) * dtype.itemsize
+        for header in checkpoint.headers.values()
+        if len(header.shape) > 1
+        and header.dtype in FULL_PRECISION
+        and header.dtype != DTYPE_NAMES[dtype]
+    )
 
 
 def weight_files(checkpoint: Checkpoint) -> set[Path]:

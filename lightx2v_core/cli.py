@@ -89,7 +89,13 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     )
     add("--attention", default="auto", help="auto, sdpa, flash, sage")
     add("--device", default="auto", help="auto, cuda, mps, cpu")
-    add("--vram-gb", type=float, help="at most this much of the card for transformer weights")
+    add(
+        "--vram-gb",
+        type=_gigabytes,
+        default="auto",
+        metavar="auto|GB",
+        help="at most this much of the card for the whole run; auto: what is free",
+    )
     add("--output", type=Path, required=True, metavar="FILE.mp4")
     add("--contact-sheet", type=Path, metavar="FILE.png", help="also write frames side by side")
     add("--dry-run", action="store_true", help="print the plan and stop")
@@ -102,6 +108,15 @@ def _numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list like 1000,750,500,250") from error
+
+
+def _gigabytes(text: str) -> float | None:
+    if text == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number of GB") from error
 
 
 def run_inspect(options: argparse.Namespace) -> int:
@@ -186,7 +201,8 @@ def run_generate(options: argparse.Namespace) -> int:
     if options.dry_run:
         return 0
     with _progress_bar() as on_progress:
-        result = pipeline.generate(request, on_progress)
+        rescue = options.output.with_suffix(".latent")
+        result = pipeline.generate(request, on_progress, rescue)
     write_video(result.frames, options.output, options.fps, _metadata(options, result, plan))
     if options.contact_sheet:
         contact_sheet([(options.prompt, result.frames)], options.contact_sheet)

@@ -387,7 +387,7 @@ def least_activation_memory_is_below_the_inherited_figure_and_grows_with_size() 
     model.diffusion_model.config = config_of(dim=5120, ffn_dim=13824, num_layers=40)
     shapes = [[1, 16, 21, 60, 104], [1, 16, 21, 90, 160], [2, 16, 21, 60, 104]]
     small, large, double = (model.memory_required(shape) / 2**30 for shape in shapes)
-    assert small < large and double == 2 * small
+    assert small < large and small < double <= 2 * small
     assert small < 5.9 and large < 13.6
     return f"480p {small:.2f} GiB, 720p {large:.2f} GiB"
 

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from lightx2v_core.assemble import load_text_encoder
 from lightx2v_core.errors import CheckpointError
 from lightx2v_core.lora.branches import Branch, set_lora
 from lightx2v_core.memory.residency import Residency
 from lightx2v_core.memory.transport import DirectTransport, HostBlock
 from lightx2v_core.wan.model import WanModel
 from tests.conftest import VARIANTS, fill, tiny_inputs
+from tests.unit.text.samples import official_tensors, spiece_tensor
 
 
 class Recorder(DirectTransport):
@@ -294,3 +297,20 @@ def test_a_file_changed_while_its_weights_are_in_use_is_named(tmp_path: Path):
     file.unlink()
     with pytest.raises(CheckpointError, match="is gone, and weights are still read from it"):
         engine.place("cpu")
+
+
+def test_the_text_encoder_streams_bit_for_bit(tmp_path: Path):
+    file = tmp_path / "umt5.safetensors"
+    save_file(official_tensors(dim=64) | {"spiece_model": spiece_tensor()}, file)
+    encoder = load_text_encoder(file)
+    names = list(encoder.state_dict())
+    engine = Residency(encoder, [file])
+    engine.hook(encoder.blocks)
+    expected = encoder.encode(["a red circle"])
+
+    engine.place("cpu", 0)
+    states = [encoder.encode(["a red circle"]) for _ in range(2)]
+
+    assert engine.resident == 0 and len(engine.block_bytes) > 1
+    assert all(torch.equal(s, expected) for s in states)
+    assert list(encoder.state_dict()) == names
