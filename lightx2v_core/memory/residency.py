@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
 from ..wan.model import BlockInputs, WanBlock
 from .files import Mapped, stamps
 from .ram import pinnable_bytes, trim
@@ -309,6 +310,13 @@ class Residency:
         for stamp in self._files:
             stamp.check()
         tensors = self._reread()
+        for slot in self._forgotten:
+            tensor = tensors[slot.name]
+            if (tensor.dtype, tensor.shape) != (slot.tensor.dtype, slot.tensor.shape):
+                raise CheckpointError(
+                    f"{slot.name} was {slot.tensor.dtype} {tuple(slot.tensor.shape)} and its file "
+                    f"now gives {tensor.dtype} {tuple(tensor.shape)}; load the model again"
+                )
         for slot in self._forgotten:
             slot.put(tensors[slot.name])
         self._forgotten.clear()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+LARGE = 2**20  # bytes; codes of packed formats may have one axis
 ALIGNMENT = 256  # bytes; what the CUDA allocator gives too
 
 
@@ -25,8 +26,10 @@ class Slot:
 
     @property
     def streams(self) -> bool:
-        """Matrices stream; biases, norms and modulation are small and stay where the rest is."""
-        return self.tensor.ndim >= 2 and self.leaf != "modulation"
+        """Matrices and whatever else is large stream; biases, norms and modulation are small and
+        stay where the rest is."""
+        is_large = self.tensor.ndim >= 2 or self.tensor.nbytes >= LARGE
+        return is_large and self.leaf != "modulation"
 
     def put(self, tensor: Tensor) -> None:
         if self.leaf in self.owner._parameters:
