@@ -206,6 +206,8 @@ def run_generate(options: argparse.Namespace) -> int:
     write_video(result.frames, options.output, options.fps, _metadata(options, result, plan))
     if options.contact_sheet:
         contact_sheet([(options.prompt, result.frames)], options.contact_sheet)
+    for line in result.memory:
+        print(line)
     stages = ", ".join(f"{STAGE_NAMES[k]} {v:.1f} s" for k, v in result.seconds.items())
     per_step = result.seconds["sampling"] / result.plan.steps
     peak = f", peak {result.peak_bytes / 1e9:.1f} GB" if result.peak_bytes else ""

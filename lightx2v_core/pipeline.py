@@ -79,6 +79,7 @@ class Result:
     size: VideoSize
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
+    memory: tuple[str, ...] = ()  # for each placing of an expert, where its weights were
 
 
 def _is_for(name: str, side: str | None) -> bool:
@@ -101,6 +102,7 @@ class Pipeline:
         vram_bytes: int | None = None,
     ) -> None:
         self.device, self.vram_bytes = device, vram_bytes
+        self._placed: list[str] = []
         dtype = select_dtype(device)
         self.experts = load_experts(parts, dtype, attention, device)
         self._check_experts()
@@ -169,6 +171,7 @@ class Pipeline:
         plan = self.plan(request.overrides)
         check_pairing(self.config, request.image is not None, request.last_image is not None)
         seconds: dict[str, float] = {}
+        self._placed.clear()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -190,7 +193,7 @@ class Pipeline:
         with self._stage("decode", seconds):
             pixels = self._decode(latent, size, on_progress, rescue)
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
-        return Result(to_uint8(pixels[0]), plan, size, seconds, peak)
+        return Result(to_uint8(pixels[0]), plan, size, seconds, peak, tuple(self._placed))
 
     @contextmanager
     def _stage(self, name: str, seconds: dict[str, float]) -> Iterator[None]:
@@ -277,7 +280,7 @@ class Pipeline:
         self._release(engine.ram_bytes() + (engine.total_bytes if self._on_card else 0))
         activations = self._activations(expert, size)
         job = Job(_name(expert), activations, self._advice(expert, size))
-        place_within(engine, self.device, self._room(), job)
+        self._placed.append(place_within(engine, self.device, self._room(), job))
 
     def _activations(self, expert: LoadedTransformer, size: VideoSize) -> int:
         dtype = expert.model.compute_dtype

@@ -93,8 +93,8 @@ class Job:
     advice: str = ""
 
 
-def place_within(engine: Residency, device: torch.device, room: float | None, job: Job) -> None:
-    """Place as much as `room` holds beside the activations, and say so in one line.
+def place_within(engine: Residency, device: torch.device, room: float | None, job: Job) -> str:
+    """Place as much as `room` holds beside the activations; logs and returns one line about it.
 
     Raises CapabilityError with numbers, before anything is loaded, when not even one block at a
     time fits, or RAM is too short to read the weights.
@@ -124,7 +124,9 @@ def place_within(engine: Residency, device: torch.device, room: float | None, jo
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         engine.place(device, LESS_SHARE * budget)
-    log.info("%s: %s, %.2f GB activations", job.what, engine.describe(), job.activations / GB)
+    line = f"{job.what}: {engine.describe()}, {job.activations / GB:.2f} GB activations"
+    log.info("%s", line)
+    return line
 
 
 def check_ram(needed_bytes: int, what: str) -> None:

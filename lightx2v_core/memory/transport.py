@@ -144,7 +144,7 @@ class TorchCuda:
         return cast(Event, torch.cuda.Event(blocking=True))
 
     def copy(self, target: Tensor, source: Tensor, stream: Any) -> None:  # noqa: ANN401
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), torch.inference_mode():
             target.copy_(source, non_blocking=True)
         target.record_stream(stream)
 

@@ -65,7 +65,8 @@ def test_under_a_limit_the_frames_are_the_same_bit_for_bit(parts, expected, bloc
         result = made.generate(REQUEST)
 
     assert torch.equal(result.frames, expected)
-    assert re.search(r"transformer: resident [01]/4 blocks, .* activations", caplog.text)
+    assert re.fullmatch(r"high-noise transformer: resident [01]/4 .* activations", *result.memory)
+    assert result.memory[0] in caplog.text
 
 
 def test_a_limit_that_cannot_hold_is_refused_with_numbers_and_the_cheapest_changes(parts):
