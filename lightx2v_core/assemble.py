@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ from .checkpoint.layouts import official_names, official_vae_names, plain_vae_na
 from .checkpoint.load import assign
 from .checkpoint.quantise_load import check_load_choice, read_quantised
 from .checkpoint.quantised import check_scale_values, read_codes
-from .checkpoint.source import Checkpoint, open_checkpoint
+from .checkpoint.source import DTYPE_NAMES, Checkpoint, open_checkpoint
 from .checkpoint.stored import Codes
 from .errors import CapabilityError, CheckpointError, RequestError
+from .memory.plan import check_ram, is_ram_short
 from .memory.residency import Residency
 from .ops.attention import select_attention
 from .presets import demo_path
@@ -29,6 +31,7 @@ from .quant.schemes import select_linear
 from .text.tokenizer import read_tokenizer
 from .text.umt5 import TextEncoder, build_text_encoder, check_text_encoder
 from .vision.clip import ClipVision, build_clip_vision
+from .wan.config import WanConfig
 from .wan.model import Ops, WanModel
 from .wan.tae import TinyConfig, TinyVae, Vae, is_tiny
 from .wan.vae import VaeConfig, WanVae
@@ -50,6 +53,7 @@ PART_NAMES = {
         "clip_vision_h.safetensors",
     ),
 }
+FULL_PRECISION = {"F64", "F32", "F16", "BF16"}
 EXPERT_FOLDERS = ("high_noise_model", "low_noise_model")
 PART_OPTIONS = {"vae": "--vae", "text": "--text-encoder", "clip": "--clip-vision"}
 
@@ -101,14 +105,16 @@ def load_transformer(
     if info.refusal or info.config is None:
         raise CheckpointError(info.refusal or f"{checkpoint.name} is not a Wan transformer")
     check_load_choice(quantisation, info, checkpoint.name)
-    with torch.device("meta"):
-        model = WanModel(info.config, ops)
-    tensors, codes = _read(checkpoint, quantisation)
-    swap_linears(model, codes, checkpoint.name)
-    assign(model, tensors, checkpoint.name, "Wan transformer", dtype, codes)
-    check_scale_values(model, checkpoint.name)
+    check_ram(cast_bytes(checkpoint, dtype, quantisation), checkpoint.name)
+    model = _fill_transformer(checkpoint, info.config, dtype, ops, quantisation)
     model.compute_dtype = dtype
-    residency = Residency(model)
+    path, config = checkpoint.path, info.config
+
+    def reread() -> dict[str, torch.Tensor]:
+        again = open_checkpoint(path)
+        return _fill_transformer(again, config, dtype, ops, quantisation).state_dict()
+
+    residency = Residency(model, weight_files(checkpoint), reread)
     model.run_block = residency.run_block
     model.attend = select_attention(attention, device)
     multiplied = set_matmul(model, matmul, device, dtype)
@@ -122,6 +128,59 @@ def load_transformer(
         summary += f"; matmul: {multiplied}"
     log.info("%s, %.1f s", summary, time.perf_counter() - started)
     return LoadedTransformer(model, info, residency, summary)
+
+
+def load_experts(
+    parts: Parts,
+    dtype: torch.dtype,
+    attention: str,
+    device: torch.device,
+    quantisation: str = KEEP,
+    matmul: str = "auto",
+) -> list[LoadedTransformer]:
+    """The transformer, or both; the first one leaves RAM again where both do not fit."""
+    experts: list[LoadedTransformer] = []
+    for path in (parts.transformer, parts.low):
+        if path is None:
+            continue
+        checkpoint = open_checkpoint(path)
+        needed = cast_bytes(checkpoint, dtype, quantisation)
+        for expert in experts if is_ram_short(needed) else ():
+            expert.residency.forget()
+        chosen = {"quantisation": quantisation, "matmul": matmul}
+        experts.append(load_transformer(checkpoint, dtype, attention, device, **chosen))
+    return experts
+
+
+def _fill_transformer(
+    checkpoint: Checkpoint, config: WanConfig, dtype: torch.dtype, ops: Ops, quantisation: str
+) -> WanModel:
+    with torch.device("meta"):
+        model = WanModel(config, ops)
+    tensors, codes = _read(checkpoint, quantisation)
+    swap_linears(model, codes, checkpoint.name)
+    assign(model, tensors, checkpoint.name, "Wan transformer", dtype, codes)
+    check_scale_values(model, checkpoint.name)
+    return model
+
+
+def cast_bytes(checkpoint: Checkpoint, dtype: torch.dtype, quantisation: str = KEEP) -> int:
+    """RAM that loading takes: matrices stored in another number format than they compute in, or
+    turned into 8-bit codes."""
+    full = [
+        header
+        for header in checkpoint.headers.values()
+        if len(header.shape) > 1 and header.dtype in FULL_PRECISION
+    ]
+    if quantisation != KEEP:
+        return sum(math.prod(header.shape) for header in full)
+    cast = [header for header in full if header.dtype != DTYPE_NAMES[dtype]]
+    return sum(math.prod(header.shape) * dtype.itemsize for header in cast)
+
+
+def weight_files(checkpoint: Checkpoint) -> set[Path]:
+    """The files whose contents the tensors of `checkpoint` are views of."""
+    return set(checkpoint.files.values()) or {checkpoint.path}
 
 
 def _read(

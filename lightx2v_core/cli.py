@@ -57,6 +57,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
+    _add_files(parser)
+    _add_plan(parser)
+    _add_machine(parser)
+    parser.set_defaults(run=run_generate)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    """What goes in and what comes out."""
     add = parser.add_argument
     add(
         "--task", choices=("t2v", "i2v"), default="t2v", help="t2v: words; i2v: a picture and words"
@@ -72,6 +80,13 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--negative-prompt", default="", help="used only with --cfg above 1")
     add("--image", type=Path, help="start image")
     add("--last-image", type=Path, help="end image (FLF2V and Wan 2.2 I2V)")
+    add("--output", type=Path, required=True, metavar="FILE.mp4")
+    add("--contact-sheet", type=Path, metavar="FILE.png", help="also write frames side by side")
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    """Size, schedule, experts and LoRAs."""
+    add = parser.add_argument
     for name in ("width", "height", "frames"):
         add(f"--{name}", type=int, help="default: what the model was trained for")
     add("--fps", type=int, default=FPS)
@@ -97,6 +112,12 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         help="add LoRAs to the weights of a bf16, fp16 or fp32 model instead of computing them "
         "beside; needs RAM for a second copy of the weights",
     )
+    add("--dry-run", action="store_true", help="print the plan and stop")
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    """How and where it is computed."""
+    add = parser.add_argument
     add("--attention", default="auto", help="auto, sdpa, flash, sage")
     add(
         "--quant",
@@ -106,12 +127,14 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     )
     add("--matmul", default="auto", help=f"of 8-bit weights: {', '.join(MATMUL_CHOICES)}")
     add("--device", default="auto", help="auto, cuda, mps, cpu")
-    add("--vram-gb", type=float, help="at most this much of the card for transformer weights")
-    add("--output", type=Path, required=True, metavar="FILE.mp4")
-    add("--contact-sheet", type=Path, metavar="FILE.png", help="also write frames side by side")
-    add("--dry-run", action="store_true", help="print the plan and stop")
+    add(
+        "--vram-gb",
+        type=_gigabytes,
+        default="auto",
+        metavar="auto|GB",
+        help="at most this much of the card for the whole run; auto: what is free",
+    )
     add("--verbose", action="store_true", help="log what happens")
-    parser.set_defaults(run=run_generate)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -119,6 +142,15 @@ def _numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list like 1000,750,500,250") from error
+
+
+def _gigabytes(text: str) -> float | None:
+    if text == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number of GB") from error
 
 
 def run_inspect(options: argparse.Namespace) -> int:
@@ -209,10 +241,13 @@ def run_generate(options: argparse.Namespace) -> int:
     if options.dry_run:
         return 0
     with _progress_bar() as on_progress:
-        result = pipeline.generate(request, on_progress)
+        rescue = options.output.with_suffix(".latent")
+        result = pipeline.generate(request, on_progress, rescue)
     write_video(result.frames, options.output, options.fps, _metadata(options, result, plan))
     if options.contact_sheet:
         contact_sheet([(options.prompt, result.frames)], options.contact_sheet)
+    for line in result.memory:
+        print(line)
     stages = ", ".join(f"{STAGE_NAMES[k]} {v:.1f} s" for k, v in result.seconds.items())
     per_step = result.seconds["sampling"] / result.plan.steps
     peak = f", peak {result.peak_bytes / 1e9:.1f} GB" if result.peak_bytes else ""

@@ -51,11 +51,13 @@ def image_condition(
     first_CHW: Tensor,
     last_CHW: Tensor | None = None,
     on_chunk: Callable[[int, int], None] = lambda done, total: None,
+    encode: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """1 20 T H W float32: 4 mask channels, then the 16 of the normalised latent.
 
     The latent is of the clip whose given frames are pictures (values [-1, 1], fitted to the size
-    here) and whose other frames are mid grey.
+    here) and whose other frames are mid grey. `encode(pixels, on_chunk)` stands in for the VAE's
+    own. The clip stays on the CPU; the VAE takes it chunk by chunk.
     """
     size.check()
     clip = torch.zeros(1, 3, size.frames, size.height, size.width)
@@ -64,8 +66,7 @@ def image_condition(
         raise RequestError("a first and a last picture need at least 5 frames; use 5 or more")
     for frame, image in known.items():
         clip[0, :, frame] = fit_image(image, size.width, size.height)
-    parameter = next(vae.parameters())
-    latent = vae.encode(clip.to(parameter.device), on_chunk=on_chunk).float()
+    latent = (encode or vae.encode)(clip, on_chunk).to(next(vae.parameters()).device).float()
     mask = frame_mask(size, set(known)).to(latent.device)
     return torch.cat((mask, latent), dim=1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,30 +10,47 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .assemble import (
     LoadedTransformer,
     Parts,
     load_clip_vision,
+    load_experts,
     load_text_encoder,
-    load_transformer,
     load_vae,
 )
 from .conditioning import check_encodes, check_pairing, image_condition
 from .datatypes import SamplerPlan, StepEvent, VideoSize
 from .device import select_dtype
-from .errors import RequestError
+from .errors import CapabilityError, RequestError
 from .lora.apply import apply_loras
 from .lora.identify import identify
 from .lora.read import LoraFile, read_lora
 from .lora.steps import Strengths, steps_of
 from .media import to_uint8
+from .memory.codec import borrowed, decode_anyhow, encode_anyhow, fits_whole, save_latent
+from .memory.plan import (
+    WORKSPACE_BYTES,
+    Job,
+    activation_bytes,
+    card_room,
+    cheaper,
+    is_ram_short,
+    place_within,
+    text_bytes,
+    video_tokens,
+    with_one_retry,
+)
+from .memory.residency import Residency
 from .presets import Overrides, Preset, make_plan, preset_for
 from .quant.quantise import KEEP
+from .quant.schemes import PLAIN
 from .sampling.loop import make_noise, sample
 from .text.umt5 import TextEncoder
-from .wan.config import WanConfig
+from .wan.config import TEXT_LEN, WanConfig
+
+log = logging.getLogger(__name__)
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -63,28 +81,15 @@ class Result:
     size: VideoSize
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
+    memory: tuple[str, ...] = ()  # for each placing of an expert, where its weights were
 
 
 def _is_for(lora: LoraFile, side: str | None) -> bool:
     return side is None or identify(lora).expert in (None, side)
 
 
-@contextmanager
-def borrowed(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """`module` on `device` for a while; afterwards its weights are the ones it was loaded with."""
-    if device.type == "cpu":
-        yield
-        return
-    homes = [
-        (owner, name, p) for owner in module.modules() for name, p in owner._parameters.items()
-    ]
-    module.to(device)
-    try:
-        yield
-    finally:
-        for owner, name, parameter in homes:
-            owner._parameters[name] = parameter
-        module.to("cpu")  # buffers
+def _name(expert: LoadedTransformer) -> str:
+    return f"{expert.info.expert}-noise transformer" if expert.info.expert else "transformer"
 
 
 class Pipeline:
@@ -100,13 +105,14 @@ class Pipeline:
         matmul: str = "auto",
     ) -> None:
         self.device, self.vram_bytes = device, vram_bytes
+        self._placed: list[str] = []
         dtype = select_dtype(device)
-        files = [parts.transformer] if parts.low is None else [parts.transformer, parts.low]
-        chosen = {"quantisation": quantisation, "matmul": matmul}
-        self.experts = [load_transformer(f, dtype, attention, device, **chosen) for f in files]
+        self.experts = load_experts(parts, dtype, attention, device, quantisation, matmul)
         self._check_experts()
         self.text = load_text_encoder(parts.text, parts.tokenizer, dtype)
         self._check_text(self.text)
+        self.text_residency = Residency(self.text, [parts.text])
+        self.text_residency.hook(self.text.blocks)
         self.vae = load_vae(parts.vae, dtype)
         self.decoder = self.vae if parts.tae is None else load_vae(parts.tae, dtype)
         clip = parts.clip if self.config.clip_tokens else None
@@ -151,7 +157,9 @@ class Pipeline:
         A strength is one number, or one for each step of the run (of both experts together). A
         file that says high or low noise goes to that expert of two. `merge`: into the weights.
         """
-        self._release()
+        self._release(0)
+        for expert in self.experts:
+            expert.residency.recall()
         loras = [(self._read_lora(path), strengths) for path, strengths in files]
         lines = []
         for index, expert in enumerate(self.experts):
@@ -177,8 +185,16 @@ class Pipeline:
         return self._lora_files[key]
 
     @torch.inference_mode()
-    def generate(self, request: GenerateRequest, on_progress: OnProgress = _silent) -> Result:
-        """Run one request. Everything that can be wrong with it is said before the first stage."""
+    def generate(
+        self,
+        request: GenerateRequest,
+        on_progress: OnProgress = _silent,
+        rescue: Path | None = None,
+    ) -> Result:
+        """Run one request. Everything that can be wrong with it is said before the first stage.
+
+        When decoding fails the latent is saved as `rescue`, and the error names it.
+        """
         size = request.size or self.preset.size
         size.check()
         plan = self.plan(request.overrides)
@@ -186,6 +202,7 @@ class Pipeline:
         if request.image is not None:
             check_encodes(self.vae)
         seconds: dict[str, float] = {}
+        self._placed.clear()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -195,7 +212,7 @@ class Pipeline:
         with self._stage("image", seconds):
             condition, clip = self._encode_images(request, size, on_progress)
         with self._stage("sampling", seconds):
-            denoise = self._denoiser(plan, text, negative, condition, clip)
+            denoise = self._denoiser(plan, size, (text, negative, condition, clip))
             rng = torch.Generator().manual_seed(request.seed)
             noise = make_noise(size.latent_shape(), rng).to(self.device)
 
@@ -203,13 +220,11 @@ class Pipeline:
                 on_progress("sampling", event.step, event.num_steps)
 
             latent = sample(denoise, noise, plan, rng, on_step)
-            self._release()
-        with self._stage("decode", seconds), borrowed(self.decoder, self.device):
-            pixels = self.decoder.decode(
-                latent, lambda done, total: on_progress("decode", done, total), output_device="cpu"
-            )
+            self._release(0)
+        with self._stage("decode", seconds):
+            pixels = self._decode(latent, size, on_progress, rescue)
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
-        return Result(to_uint8(pixels[0]), plan, size, seconds, peak)
+        return Result(to_uint8(pixels[0]), plan, size, seconds, peak, tuple(self._placed))
 
     @contextmanager
     def _stage(self, name: str, seconds: dict[str, float]) -> Iterator[None]:
@@ -223,8 +238,18 @@ class Pipeline:
         self, request: GenerateRequest, plan: SamplerPlan
     ) -> tuple[Tensor, Tensor | None]:
         prompts = [request.prompt] + ([request.negative_prompt] if plan.cfg != 1.0 else [])
-        with borrowed(self.text, self.device):
-            states = self.text.encode(prompts)
+        engine, room = self.text_residency, self._room()
+        config = self.text.transformer.config
+        activations = text_bytes(config.num_heads, config.d_ff, TEXT_LEN, len(prompts))
+        device = self.device
+        if room is not None and room < engine.least_bytes + activations + WORKSPACE_BYTES:
+            log.info("the text encoder runs on the CPU: %.1f GB may be used", room / 1e9)
+            device, room = torch.device("cpu"), None
+        place_within(engine, device, room, Job("text encoder", activations))
+        try:
+            states = self.text.encode(prompts).to(self.device)
+        finally:
+            engine.release()
         return states[:1], states[1:] if plan.cfg != 1.0 else None
 
     def _encode_images(
@@ -239,6 +264,13 @@ class Pipeline:
                 request.image,
                 request.last_image,
                 lambda done, total: on_progress("image", done, total),
+                lambda pixels, on_chunk: encode_anyhow(
+                    self.vae,
+                    pixels,
+                    on_chunk,
+                    self._free_card,
+                    fits_whole(self.vae, size, self._room()),
+                ),
             )
         if self.clip is None:
             return condition, None
@@ -250,30 +282,96 @@ class Pipeline:
     def _denoiser(
         self,
         plan: SamplerPlan,
-        text: Tensor,
-        negative: Tensor | None,
-        condition: Tensor | None,
-        clip: Tensor | None,
+        size: VideoSize,
+        entries: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
     ) -> Callable[[Tensor, float, int], Tensor]:
+        text, negative, condition, clip = entries
+
         def denoise(x: Tensor, sigma: float, step: int) -> Tensor:
-            model = self._place(self.experts[plan.expert_at(step)])
-            steps_of(model).follow(step, plan.steps)
+            expert = self.experts[plan.expert_at(step)]
+            self._place(expert, size)
+            steps_of(expert.model).follow(step, plan.steps)
             entry = x if condition is None else torch.cat((x, condition), dim=1)
             timestep = torch.tensor([1000.0 * sigma], device=x.device, dtype=torch.float32)
-            velocity = model(entry, timestep, text, clip)
-            if negative is None:
-                return velocity
-            unguided = model(entry, timestep, negative, clip)
-            return unguided + plan.cfg * (velocity - unguided)
+
+            def velocity() -> Tensor:
+                velocity = expert.model(entry, timestep, text, clip)
+                if negative is None:
+                    return velocity
+                unguided = expert.model(entry, timestep, negative, clip)
+                return unguided + plan.cfg * (velocity - unguided)
+
+            return with_one_retry(expert.residency, velocity, lambda: self._advice(expert, size))
 
         return denoise
 
-    def _place(self, expert: LoadedTransformer) -> nn.Module:
-        if expert.residency.device is None:
-            self._release()
-            expert.residency.place(self.device, self.vram_bytes)
-        return expert.model
+    def _place(self, expert: LoadedTransformer, size: VideoSize) -> None:
+        engine = expert.residency
+        if engine.device is not None:
+            return
+        self._release(engine.ram_bytes() + (engine.total_bytes if self._on_card else 0))
+        activations = self._activations(expert, size)
+        job = Job(_name(expert), activations, self._advice(expert, size))
+        self._placed.append(place_within(engine, self.device, self._room(), job))
 
-    def _release(self) -> None:
+    def _activations(self, expert: LoadedTransformer, size: VideoSize) -> int:
+        dtype = expert.model.compute_dtype
+        is_quantised = expert.info.scheme not in PLAIN
+        tokens = video_tokens(size)
+        return activation_bytes(self.config, tokens, dtype.itemsize, quantised=is_quantised)
+
+    def _advice(self, expert: LoadedTransformer, size: VideoSize) -> str:
+        """The cheapest changes that would fit into what may be used now."""
+        engine, room = expert.residency, self._room()
+        least = engine.least_bytes - engine.loaded_bytes + WORKSPACE_BYTES
+
+        def fits(size: VideoSize) -> bool:
+            return room is None or least + self._activations(expert, size) <= room
+
+        return cheaper(size, fits, "an fp8 file" if expert.info.scheme in PLAIN else "")
+
+    def _decode(
+        self, latent: Tensor, size: VideoSize, on_progress: OnProgress, rescue: Path | None
+    ) -> Tensor:
+        try:
+            with borrowed(self.decoder, self.device):
+                return decode_anyhow(
+                    self.decoder,
+                    latent,
+                    lambda done, total: on_progress("decode", done, total),
+                    self._free_card,
+                    fits_whole(self.decoder, size, self._room()),
+                )
+        except (RuntimeError, MemoryError) as error:
+            if rescue is None:
+                raise
+            raise CapabilityError(
+                f"decoding failed ({error}); the latent of this run is saved as "
+                f"{save_latent(latent, rescue)}: ComfyUI's LoadLatent opens it"
+            ) from error
+
+    @property
+    def _on_card(self) -> bool:
+        return self.device.type == "cuda"
+
+    def _room(self) -> float | None:
+        return card_room(self.device, self.vram_bytes)
+
+    def _free_card(self) -> None:
+        """Everything off the card but what is running."""
+        for engine in (self.text_residency, *(e.residency for e in self.experts)):
+            engine.release(keep_pinned=True)
+        if self._on_card:
+            torch.cuda.empty_cache()
+
+    def _release(self, next_bytes: int) -> None:
+        """The experts off the card, and out of RAM too where `next_bytes` would not fit beside
+        them; they can be read again from their files."""
         for expert in self.experts:
-            expert.residency.release()
+            engine = expert.residency
+            is_placed = engine.device is not None
+            engine.release(keep_pinned=True)
+            if is_placed and is_ram_short(next_bytes):
+                log.info(
+                    "%.2f GB of RAM of the %s given back", engine.forget() / 1e9, _name(expert)
+                )

@@ -25,9 +25,10 @@ from ..lightx2v_core.assemble import LoadedTransformer, load_transformer
 from ..lightx2v_core.checkpoint.detect import detect
 from ..lightx2v_core.checkpoint.source import open_checkpoint
 from ..lightx2v_core.errors import CapabilityError
+from ..lightx2v_core.memory.plan import activation_bytes
 from ..lightx2v_core.quant.quantise import KEEP, ON_LOAD
 from ..lightx2v_core.quant.schemes import PLAIN
-from ..lightx2v_core.wan.config import PATCH, TEXT_LEN, WanConfig
+from ..lightx2v_core.wan.config import PATCH, TEXT_LEN
 from ..lightx2v_core.wan.model import BlockInputs, WanBlock, WanModel
 from .checks import check_start_image, check_text_width
 from .patcher import ResidentPatcher
@@ -221,21 +222,10 @@ class HostWan(comfy.model_base.WAN21):
     def memory_required(self, input_shape: list[int], cond_shapes: dict | None = None) -> int:
         """Activation bytes of one forward for an input B C T H W."""
         batch, _, frames, height, width = input_shape
-        tokens = batch * frames * -(-height // PATCH[1]) * -(-width // PATCH[2])
+        tokens = frames * -(-height // PATCH[1]) * -(-width // PATCH[2])
         size = self.diffusion_model.compute_dtype.itemsize
-        return tokens * activation_bytes_per_token(self.diffusion_model.config, size)
-
-
-def activation_bytes_per_token(config: WanConfig, itemsize: int) -> int:
-    """The larger of attention and feed-forward, beside the float32 residual stream.
-
-    Counted from the block: the float32 norm and its modulated copy live beside the residual while
-    q, k, v and their rotated float32 forms are made; the feed-forward holds its hidden layer twice.
-    """
-    residual = 3 * 4 * config.dim
-    attention = (5 * itemsize + 2 * 4) * config.dim
-    feed_forward = (2 * config.ffn_dim + 2 * config.dim) * itemsize
-    return residual + max(attention, feed_forward)
+        quantised = self.info.scheme not in PLAIN
+        return activation_bytes(self.diffusion_model.config, tokens, size, batch, quantised)
 
 
 def load_model(

@@ -139,14 +139,18 @@ class TextStage(nn.Module):
     """`cond_stage_model`. Everything of ours is here or in the tokenizer: the host's CLIP.clone()
     returns a plain CLIP, so a subclass would lose its methods."""
 
-    blocks = ()
-
     def __init__(self, encoder: TextEncoder) -> None:
         super().__init__()
         self.encoder = encoder
         self.dtypes = {encoder.dtype}
         self.engine = Residency(self)
+        self.engine.hook(self.blocks)
         self.warned = False
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """What streams when the card is short."""
+        return self.encoder.blocks
 
     def reset_clip_options(self) -> None:
         """Options of the host last for one prompt; none is kept."""

@@ -19,9 +19,11 @@ import comfy.utils
 import torch
 from torch import Generator, Tensor
 
-from ..lightx2v_core.datatypes import SamplerPlan, StepEvent
+from ..lightx2v_core.datatypes import SamplerPlan, StepEvent, VideoSize
 from ..lightx2v_core.errors import RequestError
+from ..lightx2v_core.memory.plan import cheaper, is_ram_short, with_one_retry
 from ..lightx2v_core.sampling.loop import make_noise, sample
+from .patcher import ResidentPatcher
 from .progress import step_callback
 from .strengths import tell_step
 
@@ -51,13 +53,16 @@ def run_plan(
     callback = step_callback(models[0], plan.steps)
     state: list[Tensor] = []
     result = samples
-    for expert, steps in plan.stages():
+    stages = plan.stages()
+    for number, (expert, steps) in enumerate(stages):
         started = time.perf_counter()
+        if number:
+            _leave_ram(models[stages[number - 1][0]], models[expert])
         guider = _make_guider(models[expert], positive, negative, plan.cfg)
         result = guider.sample(
             noise,
             samples,
-            comfy.samplers.KSAMPLER(_make_stage(plan, steps, noise, rng, state)),
+            comfy.samplers.KSAMPLER(_make_stage(models[expert], plan, steps, noise, (rng, state))),
             torch.tensor(plan.sigmas[steps.start : steps.stop + 1]),
             denoise_mask=latent.get("noise_mask"),
             callback=_count_from(steps.start, plan.steps, callback),
@@ -91,10 +96,45 @@ def _make_guider(
     return guider
 
 
+def _leave_ram(before: Patcher, after: Patcher) -> None:
+    """Where both experts do not fit into RAM the one that is done gives up what it can read again
+    from its file; the host's cache may keep the object."""
+    if not all(isinstance(each, ResidentPatcher) for each in (before, after)) or before.backup:
+        return
+    done, following = before.model.engine, after.model.engine
+    if done is following:
+        return
+    on_card = not mm.is_device_cpu(after.load_device)
+    if is_ram_short(following.ram_bytes() + (following.total_bytes if on_card else 0)):
+        log.info("%.2f GB of RAM of the first expert given back", done.forget() / 1e9)
+
+
+def _advice(patcher: ResidentPatcher, shape: torch.Size) -> str:
+    """The cheapest changes that would fit into what is free now."""
+    _, _, T, H, W = shape
+    engine = patcher.model.engine
+    room = mm.get_free_memory(patcher.load_device) + engine.loaded_bytes - engine.least_bytes
+
+    def fits(size: VideoSize) -> bool:
+        return patcher.model.memory_required(list(size.latent_shape())) <= room
+
+    size = VideoSize(W * 8, H * 8, (T - 1) * 4 + 1)
+    return cheaper(size, fits, "an fp8 file, or fewer other models at the same time")
+
+
 def _make_stage(
-    plan: SamplerPlan, steps: range, noise: Tensor, rng: Generator, state: list[Tensor]
+    patcher: Patcher,
+    plan: SamplerPlan,
+    steps: range,
+    noise: Tensor,
+    carried: tuple[Generator, list[Tensor]],
 ) -> Callable:
-    """A sampler function for KSAMPLER that runs `steps`; takes over `state` and leaves its own."""
+    """A sampler function for KSAMPLER that runs `steps`; takes over the state and leaves its own.
+
+    Out of memory in our own model costs one more attempt at that step with fewer blocks on the
+    card; the second time the host's exception passes, so that the host unloads.
+    """
+    rng, state = carried
 
     def follow(
         model: Callable,
@@ -106,8 +146,16 @@ def _make_stage(
     ) -> Tensor:
         def denoise(x: Tensor, sigma: float, step: int) -> Tensor:
             told = tell_step(extra_args, step, plan.steps)
-            denoised = model(x, x.new_full((x.shape[0],), sigma), **told)
-            return (x - denoised) / sigma
+
+            def denoised() -> Tensor:
+                return model(x, x.new_full((x.shape[0],), sigma), **told)
+
+            if not isinstance(patcher, ResidentPatcher):
+                return (x - denoised()) / sigma
+            result = with_one_retry(
+                patcher.model.engine, denoised, lambda: _advice(patcher, x.shape)
+            )
+            return (x - result) / sigma
 
         def on_step(event: StepEvent) -> None:
             if callback is not None:

@@ -41,7 +41,7 @@ class ResidentPatcher(comfy.model_patcher.ModelPatcher):
         return self.engine.loaded_bytes
 
     def get_ram_usage(self) -> int:
-        return self.model_size()
+        return self.model_size() + self.engine.pinned_bytes
 
     def load(
         self,

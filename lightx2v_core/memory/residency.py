@@ -1,71 +1,74 @@
 """Which weights of a transformer are on the card, and moving them. True byte counts throughout.
 
-The last blocks that do not fit are copied over when they run and dropped afterwards. The engine
-holds blocks and parameter slots, never the model itself, so it adds no reference cycle.
+Three tiers: the card; page-locked RAM; RAM or the mapped file. Blocks that do not fit on the card
+stream through two buffers there (`ring`, `transport`). The engine holds blocks and parameter slots,
+never the model itself, so it adds no reference cycle, and a module's tree, keys and parameters are
+the same before and after: only while a block runs do its slots show other tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..wan.model import BlockInputs, WanBlock, WanModel
+from ..errors import CheckpointError
+from ..wan.model import BlockInputs, WanBlock
+from .files import Mapped, stamps
+from .ram import pinnable_bytes, trim
+from .ring import Ring
+from .slots import Layout, Slot, slots_of
+from .transport import HostBlock, Transport, make_transport
 
-Fetch = Callable[[Tensor, torch.device], Tensor]
+log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, eq=False)
-class Slot:
-    """One tensor of a module, readable and replaceable by name."""
-
-    owner: nn.Module
-    leaf: str
-
-    @property
-    def tensor(self) -> Tensor:
-        return getattr(self.owner, self.leaf)
-
-    def put(self, tensor: Tensor) -> None:
-        if self.leaf in self.owner._parameters:
-            is_parameter = isinstance(tensor, nn.Parameter)
-            self.owner._parameters[self.leaf] = (
-                tensor if is_parameter else nn.Parameter(tensor, requires_grad=False)
-            )
-        else:
-            self.owner._buffers[self.leaf] = tensor
-
-
-def _slots(module: nn.Module) -> list[Slot]:
-    return [
-        Slot(owner, leaf)
-        for owner in module.modules()
-        for leaf in (*owner._parameters, *owner._buffers)
-        if getattr(owner, leaf) is not None
-    ]
-
-
-def _streams(slot: Slot) -> bool:
-    """Matrices stream; biases, norms and modulation are small and stay where the rest is."""
-    return slot.tensor.ndim >= 2 and slot.leaf != "modulation"
+BUFFERS = 2
 
 
 class Residency:
-    """Places the blocks of one WanModel, whose forward runs each block through `run_block`."""
+    """Places the weights of one model. `model.blocks` are what can stream.
 
-    def __init__(self, model: WanModel, fetch: Fetch = Tensor.to) -> None:
-        self._fetch = fetch
-        self._blocks = [[s for s in _slots(block) if _streams(s)] for block in model.blocks]
-        in_blocks = {(s.owner, s.leaf) for block in self._blocks for s in block}
-        self._rest = [s for s in _slots(model) if (s.owner, s.leaf) not in in_blocks]
+    A model either runs each block through `run_block`, or `hook` is called on its blocks.
+    `files` are what the weights are mapped from; `reread` gives them again by name, which allows
+    `forget`. `make_transport` is what moves bytes on a device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        files: Iterable[Path] = (),
+        reread: Callable[[], Mapping[str, Tensor]] | None = None,
+        make_transport: Callable[[torch.device], Transport] = make_transport,
+    ) -> None:
+        self._files, self._reread = stamps(files), reread
+        self._make_transport = make_transport
+        slots = {(s.owner, s.leaf): s for s in slots_of(model)}
+        blocks: Iterable[Any] = model.blocks  # pyright: ignore[reportAssignmentType]
+        self._blocks = [
+            [slots.pop((s.owner, s.leaf)) for s in slots_of(block) if s.streams] for block in blocks
+        ]
+        self._rest = list(slots.values())
         self.block_bytes = [sum(s.tensor.nbytes for s in block) for block in self._blocks]
+        self._laid_out = [Layout([s.tensor for s in block]).nbytes for block in self._blocks]
         self.rest_bytes = sum(s.tensor.nbytes for s in self._rest)
         self._linears: list[Any] = [m for m in model.modules() if hasattr(m, "branches")]
+        # Blocks in the order in which they become resident, so that those that stream lie apart
+        # and a slow copy has the time of several blocks.
+        self._order = sorted(range(len(self._blocks)), key=_spread)
         self._homes: dict[Slot, Tensor] = {}
+        self._branch_homes: list[tuple[Any, tuple, tuple]] = []
+        self._hosts: dict[int, HostBlock] = {}
+        self._ring: Ring | None = None
+        self._borrowed: list[Tensor] = []
+        self._forgotten: list[Slot] = []
+        self._read_at = {s: s.tensor.data_ptr() for block in self._blocks for s in block}
+        self._buffers = BUFFERS
         self.device: torch.device | None = None
         self.resident = 0
 
@@ -79,89 +82,272 @@ class Residency:
 
     @property
     def loaded_bytes(self) -> int:
-        """Bytes on the card: rest, resident blocks, LoRA, and the buffer a streamed block needs."""
-        if self.device is None:
-            return 0
-        buffer = max(self.block_bytes[self.resident :], default=0)
-        resident = sum(self.block_bytes[: self.resident])
-        return self.rest_bytes + self.branch_bytes + resident + buffer
+        """Bytes on the card: rest, LoRA, resident blocks, and the buffers of those that stream."""
+        return 0 if self.device is None else self.card_bytes(self.resident, self._buffers)
+
+    @property
+    def streamed(self) -> list[int]:
+        """Indices of the blocks that are not resident, as they run."""
+        return sorted(self._order[self.resident :])
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Page-locked RAM that streaming holds, or will when a block has run once."""
+        return sum(h.layout.nbytes for h in self._hosts.values() if h.is_locked)
+
+    def card_bytes(self, resident: int, buffers: int = BUFFERS) -> int:
+        """What is on the card with `resident` blocks kept there."""
+        kept = sum(self.block_bytes[i] for i in self._order[:resident])
+        streamed = [self._laid_out[i] for i in self._order[resident:]]
+        buffer_bytes = min(buffers, len(streamed)) * max(streamed, default=0)
+        return self.rest_bytes + self.branch_bytes + kept + buffer_bytes
+
+    @property
+    def least_bytes(self) -> int:
+        """The least the card must hold: no block resident, one buffer."""
+        return self.card_bytes(0, 1)
+
+    def fit(self, budget_bytes: float | None) -> tuple[int, int]:
+        """(resident blocks, buffers) that keep within `budget_bytes`; None keeps everything.
+
+        One buffer, which copies and computes in turn, is for cards too small for two.
+        """
+        count = len(self._blocks)
+        if budget_bytes is None or self.card_bytes(count) <= budget_bytes:
+            return count, BUFFERS
+        if self.card_bytes(0) > budget_bytes:
+            return 0, 1
+        return max(r for r in range(count) if self.card_bytes(r) <= budget_bytes), BUFFERS
 
     def place(self, device: torch.device | str, budget_bytes: float | None = None) -> None:
         """Put the rest and as many blocks as `budget_bytes` holds on `device` (None: all of them).
 
         Blocks already there stay; `shrink` takes them away. At least one block's buffer is used.
+        Raises CheckpointError when a file that weights are read from was changed.
         """
         device = torch.device(device)
         if self.device is not None and self.device != device:
             self.release()
-        self.device = device
+        self.recall()
+        for stamp in self._files:
+            stamp.check()
+        wanted, buffers = self.fit(budget_bytes)
+        if (wanted, buffers) <= (self.resident, self._buffers) and self.device is not None:
+            wanted, buffers = self.resident, self._buffers
+        else:
+            self._stop_streaming()
+        self.device, self._buffers = device, buffers
         for slot in self._rest:
             self._bring(slot, device)
-        self._move_branches(device)
-        while self.resident < len(self._blocks):
-            if budget_bytes is not None and self._with_one_more() > budget_bytes:
-                break
-            for slot in self._blocks[self.resident]:
+        self._bring_branches(device)
+        for index in self._order[self.resident : wanted]:
+            for slot in self._blocks[index]:
                 self._bring(slot, device)
+            self._hosts.pop(index, None)
             self.resident += 1
-
-    def _with_one_more(self) -> int:
-        resident = sum(self.block_bytes[: self.resident + 1])
-        buffer = max(self.block_bytes[self.resident + 1 :], default=0)
-        return self.rest_bytes + self.branch_bytes + resident + buffer
+        self._start_streaming()
 
     def shrink(self, wanted_bytes: float) -> int:
         """Drop resident blocks, last first, until `wanted_bytes` are free; returns bytes freed."""
-        before = self.loaded_bytes
-        while self.resident and before - self.loaded_bytes < wanted_bytes:
+        before, resident, buffers = self.loaded_bytes, self.resident, self._buffers
+        while before - self.card_bytes(resident, buffers) < wanted_bytes:
+            if resident:
+                resident -= 1
+            elif buffers > 1:
+                buffers -= 1
+            else:
+                break
+        if self.device is None or (resident, buffers) == (self.resident, self._buffers):
+            return 0
+        self._stop_streaming()
+        while self.resident > resident:
             self.resident -= 1
-            for slot in self._blocks[self.resident]:
+            for slot in self._blocks[self._order[self.resident]]:
                 self._send_home(slot)
+        self._buffers = buffers
+        self._start_streaming()
         return before - self.loaded_bytes
 
-    def release(self) -> None:
-        """Everything back to where it was loaded from."""
+    def release(self, keep_pinned: bool = False) -> None:
+        """Everything back to where it was loaded from. `keep_pinned` spares the next `place` the
+        reading: page-locked copies stay."""
+        self._stop_streaming()
         for slot in list(self._homes):
             self._send_home(slot)
-        if self.device is not None:
-            self._move_branches("cpu")
+        for linear, placed, home in self._branch_homes:
+            if linear.branches is placed:
+                linear.branches = home
+        self._branch_homes.clear()
         self.device, self.resident = None, 0
+        if not keep_pinned:
+            self._hosts.clear()
 
-    def _move_branches(self, device: torch.device | str) -> None:
-        for linear in self._linears:
-            linear.branches = tuple(branch.to(device) for branch in linear.branches)
+    def forget(self) -> int:
+        """`release`, and give up every copy of the blocks in RAM that can be read again.
+
+        What is mapped from a file costs nothing and stays, and so does what is not as it was read
+        (weights with a LoRA merged in). Returns the bytes given up. The next `place` or `recall`
+        reads the rest again; until then those parameters are on ``meta``.
+        """
+        freed = sum(h.pinned.nbytes for h in self._hosts.values() if h.pinned is not None)
+        self.release()
+        mapped = Mapped()
+        for slot in (s for block in self._blocks for s in block) if self._reread else ():
+            is_as_read = slot.tensor.data_ptr() == self._read_at[slot]
+            if is_as_read and slot.tensor.device.type == "cpu" and not mapped.holds(slot.tensor):
+                freed += slot.tensor.nbytes
+                slot.put(torch.empty_like(slot.tensor, device="meta"))
+                self._forgotten.append(slot)
+        trim()
+        return freed
+
+    def ram_bytes(self) -> int:
+        """RAM that the next `place` takes anew: what was forgotten."""
+        return sum(slot.tensor.nbytes for slot in self._forgotten)
 
     def run_block(self, index: int, block: WanBlock, x: Tensor, inputs: BlockInputs) -> Tensor:
-        if index < self.resident or self.device is None:
+        with self._using(index):
             return block(x, inputs)
-        with _borrowed(self._blocks[index], self._fetch, self.device):
-            return block(x, inputs)
+
+    def hook(self, blocks: Iterable[nn.Module]) -> None:
+        """Make `blocks`, which somebody else calls, bring their weights and take them away."""
+        for index, block in enumerate(blocks):
+            block.register_forward_pre_hook(partial(_enter, self, index))
+            block.register_forward_hook(partial(_leave, self, index), always_call=True)
+
+    @contextmanager
+    def _using(self, index: int) -> Iterator[None]:
+        self.enter(index)
+        finished = False
+        try:
+            yield
+            finished = True
+        finally:
+            self.leave(index, finished)
+
+    def enter(self, index: int) -> None:
+        """Before block `index` runs. Every block is announced, so that copies begin early."""
+        if self._ring is None:
+            return
+        streamed = self.streamed
+        if index not in streamed:
+            self._ring.fetch_ahead(next((i for i in streamed if i > index), streamed[0]))
+            return
+        tensors = self._ring.acquire(index)
+        slots = self._blocks[index]
+        self._borrowed = [slot.tensor for slot in slots]
+        for slot, tensor in zip(slots, tensors, strict=True):
+            slot.put(tensor)
+
+    def leave(self, index: int, finished: bool = True) -> None:
+        """After block `index`, whatever happened in it: its own tensors are back."""
+        if not self._borrowed:
+            return
+        for slot, home in zip(self._blocks[index], self._borrowed, strict=True):
+            slot.put(home)
+        self._borrowed = []
+        if self._ring is not None:
+            self._ring.done(index, finished)
+
+    def _start_streaming(self) -> None:
+        """Buffers at once, so that a card without room says so now; copies at first use."""
+        assert self.device is not None
+        streamed = self.streamed
+        if not streamed or self._ring is not None:
+            return
+        size = max(self._laid_out[i] for i in streamed)
+        buffers = [
+            torch.empty(size, dtype=torch.uint8, device=self.device)
+            for _ in range(min(self._buffers, len(streamed)))
+        ]
+        transport = self._make_transport(self.device)
+        self._choose_pinned(streamed, transport.pins)
+        self._ring = Ring(transport, {i: self._hosts[i] for i in streamed}, buffers)
+
+    def _stop_streaming(self) -> None:
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+
+    def _choose_pinned(self, streamed: list[int], pins: bool) -> None:
+        """Blocks of a mapped file are kept page-locked as far as RAM allows."""
+        mapped = Mapped()
+        room = pinnable_bytes() if pins else 0
+        for index in streamed:
+            tensors = [slot.tensor for slot in self._blocks[index]]
+            host = self._hosts.get(index)
+            if host is not None and host.pinned is not None and host.is_of(tensors):
+                continue
+            in_file = all(mapped.holds(tensor) for tensor in tensors)
+            host = self._hosts[index] = HostBlock(tensors, self._files, in_file)
+            if in_file and host.layout.nbytes <= room:
+                host.may_pin = True
+                room -= host.layout.nbytes
+
+    def _bring_branches(self, device: torch.device) -> None:
+        current = {id(linear): (placed, home) for linear, placed, home in self._branch_homes}
+        self._branch_homes = []
+        for linear in self._linears:
+            placed, home = current.get(id(linear), ((), ()))
+            if linear.branches is not placed:
+                home = linear.branches
+                linear.branches = placed = tuple(branch.to(device) for branch in home)
+            if placed:
+                self._branch_homes.append((linear, placed, home))
 
     def _bring(self, slot: Slot, device: torch.device) -> None:
         home = slot.tensor
         if home.device != device:
             self._homes[slot] = home
-            slot.put(self._fetch(home, device))
+            slot.put(home.to(device))
 
     def _send_home(self, slot: Slot) -> None:
         if slot in self._homes:
             slot.put(self._homes.pop(slot))
 
+    def recall(self) -> None:
+        """What was forgotten, from its file again."""
+        if not self._forgotten:
+            return
+        assert self._reread is not None
+        for stamp in self._files:
+            stamp.check()
+        tensors = self._reread()
+        for slot in self._forgotten:
+            tensor = tensors[slot.name]
+            if (tensor.dtype, tensor.shape) != (slot.tensor.dtype, slot.tensor.shape):
+                raise CheckpointError(
+                    f"{slot.name} was {slot.tensor.dtype} {tuple(slot.tensor.shape)} and its file "
+                    f"now gives {tensor.dtype} {tuple(tensor.shape)}; load the model again"
+                )
+        for slot in self._forgotten:
+            slot.put(tensors[slot.name])
+            self._read_at[slot] = slot.tensor.data_ptr()
+        self._forgotten.clear()
+
     def describe(self) -> str:
-        """One line: resident 22/40 blocks, 7.40 of 12.80 GB on cuda:0."""
-        blocks = f"resident {self.resident}/{len(self._blocks)} blocks, " if self._blocks else ""
-        sizes = f"{self.loaded_bytes / 1e9:.2f} of {self.total_bytes / 1e9:.2f} GB"
-        return f"{blocks}{sizes} on {self.device}"
+        """One line: resident 22/40 blocks, 7.40 GB card, 9.10 GB pinned, 0.00 GB from file."""
+        if not self._blocks:
+            return f"{self.loaded_bytes / 1e9:.2f} of {self.total_bytes / 1e9:.2f} GB {self.device}"
+        hosts = [self._hosts[i] for i in self.streamed if i in self._hosts]
+        tiers = {
+            "card": self.loaded_bytes,
+            "pinned": self.pinned_bytes,
+            "from file": sum(h.layout.nbytes for h in hosts if h.in_file and not h.is_locked),
+            "from RAM": sum(h.layout.nbytes for h in hosts if not h.in_file),
+        }
+        shown = (f"{size / 1e9:.2f} GB {k}" for k, size in tiers.items() if size or k != "from RAM")
+        return f"resident {self.resident}/{len(self._blocks)} blocks, " + ", ".join(shown)
 
 
-@contextmanager
-def _borrowed(slots: list[Slot], fetch: Fetch, device: torch.device) -> Iterator[None]:
-    """The slots' tensors on `device` for a while; whatever happens, they come back."""
-    homes = [slot.tensor for slot in slots]
-    try:
-        for slot in slots:
-            slot.put(fetch(slot.tensor, device))
-        yield
-    finally:
-        for slot, home in zip(slots, homes, strict=True):
-            slot.put(home)
+def _enter(engine: Residency, index: int, *_call: object) -> None:
+    engine.enter(index)
+
+
+def _leave(engine: Residency, index: int, _block: object, _inputs: object, y: object) -> None:
+    engine.leave(index, y is not None)
+
+
+def _spread(index: int) -> int:
+    """The bits of `index` in reverse: any first part of 0, 4, 2, 6, 1, … is evenly spread."""
+    return int(f"{index:016b}"[::-1], 2)

@@ -9,7 +9,7 @@ import weakref
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from inside import WORK, check, gc, main, pack, relative, run, sentence
+from inside import WORK, Heard, check, gc, main, pack, relative, run, sentence
 
 import comfy.lora
 import comfy.model_management as mm
@@ -21,6 +21,8 @@ from small_models import (
     FILES,
     close,
     config_of,
+    distill,
+    image_cond,
     ksampler,
     lora,
     native,
@@ -517,7 +519,7 @@ def least_activation_memory_is_below_the_inherited_figure_and_grows_with_size() 
     model.diffusion_model.config = config_of(dim=5120, ffn_dim=13824, num_layers=40)
     shapes = [[1, 16, 21, 60, 104], [1, 16, 21, 90, 160], [2, 16, 21, 60, 104]]
     small, large, double = (model.memory_required(shape) / 2**30 for shape in shapes)
-    assert small < large and double == 2 * small
+    assert small < large and small < double <= 2 * small
     assert small < 5.9 and large < 13.6
     return f"480p {small:.2f} GiB, 720p {large:.2f} GiB"
 
@@ -539,6 +541,53 @@ def a_failing_load_leaves_nothing_behind() -> None:
     engine.place = place
     assert model.loaded_size() == 0
     assert torch.equal(ksampler(model), expected)
+
+
+def failing(function: object, first: int, times: int) -> object:
+    """`function`, which runs out of memory from call number `first` on, `times` times."""
+    calls = []
+
+    def fail(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        if first <= len(calls) < first + times:
+            raise mm.OOM_EXCEPTION("tried to allocate 2 GiB")
+        return function(*args, **kwargs)
+
+    return fail
+
+
+@check
+def out_of_memory_in_step_three_costs_an_attempt_and_twice_is_the_hosts_own_error() -> str:
+    model = ours()
+    whole = distill(model)[0]["samples"]
+    transformer = model.model.diffusion_model
+    with Heard() as heard:
+        transformer.forward = failing(transformer.forward, 3, 1)
+        assert torch.equal(distill(model)[0]["samples"], whole)
+        transformer.forward = failing(type(transformer).forward.__get__(transformer), 3, 2)
+        told = sentence(lambda: distill(model))
+    del transformer.forward
+    assert told.startswith(mm.OOM_EXCEPTION.__name__), told
+    assert any("out of memory again; 5 frames in place of 9" in x for x in heard.lines), heard.lines
+    assert torch.equal(distill(model)[0]["samples"], whole)
+    return told
+
+
+@check
+def where_ram_is_short_the_first_expert_leaves_it_and_comes_back() -> None:
+    first, second = ours("a14b"), ours("a14b")
+    cond, denoise = image_cond(), pack("nodes.denoise")
+    expected = distill(first, cond, model_low_noise=second)[0]["samples"]
+    engine, is_short = first.model.engine, denoise.is_ram_short
+    freed, forget = [], engine.forget
+    engine.forget = lambda: freed.append(forget()) or 0
+    denoise.is_ram_short = lambda _bytes: True
+    try:
+        results = [distill(first, cond, model_low_noise=second)[0]["samples"] for _ in range(2)]
+    finally:
+        denoise.is_ram_short = is_short
+    assert len(freed) == 2 and all(torch.equal(result, expected) for result in results)
+    assert first.loaded_size() == 0 < second.loaded_size()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from lightx2v_core.errors import CapabilityError, RequestError
 from lightx2v_core.lora.apply import apply_loras
 from lightx2v_core.lora.branches import Branch, branch_bytes, set_lora
 from lightx2v_core.lora.read import read_lora
+from lightx2v_core.memory.residency import Residency
 from lightx2v_core.quant.schemes import LINEARS, PLAIN
 from lightx2v_core.wan.model import WanModel
 from tests.conftest import relative_error, tiny_model
@@ -131,3 +132,18 @@ def test_an_idle_branch_leaves_negative_zero_as_it_is():
         plain = linear(torch.ones(1, 256))
 
     assert torch.equal(idle.view(torch.int32), plain.view(torch.int32))
+
+
+def test_merged_weights_stay_in_ram_when_a_model_is_forgotten(tmp_path):
+    """They are in no file: reading them again would lose the LoRA without a word."""
+    model = tiny_model()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    engine = Residency(model, reread=lambda: weights)
+    apply_loras(model, [(read_lora(written(tmp_path, pair(LAYER))), 0.7)], merge=True)
+    merged = model.get_submodule(LAYER).weight.detach().clone()
+
+    engine.forget()
+    engine.recall()
+
+    assert torch.equal(model.get_submodule(LAYER).weight, merged)
+    assert not torch.equal(merged, weights[f"{LAYER}.weight"])

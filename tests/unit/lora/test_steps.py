@@ -86,7 +86,7 @@ def test_a_constant_lora_beside_a_changing_one_keeps_its_strength(lora):
 
 def test_streamed_blocks_follow_the_steps_as_resident_ones_do(lora):
     streamed, resident = tiny_model(), with_lora((lora, (0.5, 0.2)))
-    engine = Residency(streamed, lambda tensor, device: tensor.detach().clone())
+    engine = Residency(streamed)
     streamed.run_block = engine.run_block
     apply_loras(streamed, [(lora, (0.5, 0.2))])
     engine.place("cpu", 0)

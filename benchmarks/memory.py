@@ -1,0 +1,242 @@
+"""A 14B image-to-video transformer under a memory budget, beside the same one fully resident.
+
+    python -m benchmarks.memory --scheme fp8 --budget-gb 8 --frames 81 --height 480 --width 832 \\
+        --out memory.jsonl
+
+Writes a file of the real shapes with random weights (one random block, repeated: timing does not
+depend on the values), runs four steps streamed and resident in one process, and appends one JSON
+line. `--tiny` does the same with a small model, on a CPU too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightx2v_core.assemble import LoadedTransformer, load_transformer
+from lightx2v_core.checkpoint.convert import quantise_file
+from lightx2v_core.datatypes import VideoSize
+from lightx2v_core.memory.plan import (
+    Job,
+    activation_bytes,
+    card_room,
+    place_within,
+    video_tokens,
+)
+from lightx2v_core.presets import PRESETS, make_plan
+from lightx2v_core.sampling.loop import make_noise, sample
+from lightx2v_core.wan.config import CLIP_TOKENS, WanConfig
+from lightx2v_core.wan.model import WanModel
+
+I2V_14B = WanConfig(dim=5120, ffn_dim=13824, num_layers=40, in_dim=36, clip_tokens=CLIP_TOKENS)
+TINY = replace(I2V_14B, dim=128, ffn_dim=256, num_layers=6, text_dim=64)
+SCHEMES = ("bf16", "fp8", "fp8-tensor", "int8")
+SAMPLE_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one pass of four steps took."""
+
+    seconds_per_step: float
+    first_step_seconds: float
+    peak_allocated: int
+    rss_anon_peak: int
+    pinned: int
+    line: str
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    device = torch.device(options.device)
+    size = VideoSize(options.width, options.height, options.frames)
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="lightx2v-") as folder:
+        path = write_random(Path(folder), options.scheme, TINY if options.tiny else I2V_14B)
+        # Streamed first: what the allocator keeps from the resident run would not be the budget's.
+        streamed, latent = measure(path, device, size, options.budget_gb * 1e9)
+        resident, expected = measure(path, device, size, None)
+    line = {
+        "benchmark": "memory",
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "scheme": options.scheme,
+        "size": [size.width, size.height, size.frames],
+        "budget_gb": options.budget_gb,
+        "streamed": asdict(streamed),
+        "resident": asdict(resident),
+        "ratio": streamed.seconds_per_step / resident.seconds_per_step,
+        "within_budget": streamed.peak_allocated <= options.budget_gb * 1e9,
+        "equal": bool(torch.equal(latent, expected)),
+    }
+    print(json.dumps(line))
+    if options.out:
+        with options.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    return 0 if line["equal"] and line["within_budget"] else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scheme", choices=SCHEMES, default="fp8")
+    parser.add_argument("--budget-gb", type=float, default=8.0)
+    parser.add_argument("--width", type=int, default=832)
+    parser.add_argument("--height", type=int, default=480)
+    parser.add_argument("--frames", type=int, default=81)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--folder", type=Path, help="where the model file is written for a while")
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl")
+    parser.add_argument("--tiny", action="store_true", help="a small model, to try the script")
+    return parser
+
+
+def write_random(folder: Path, scheme: str, config: WanConfig) -> Path:
+    """A file with the shapes of `config`; one block at a time is in memory."""
+    plain = folder / "wan2.1_i2v_random.safetensors"
+    with torch.device("meta"):
+        shapes = {k: tuple(v.shape) for k, v in WanModel(config).state_dict().items()}
+    table, end = {}, 0
+    for name, shape in shapes.items():
+        nbytes = 2 * torch.Size(shape).numel()
+        table[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + nbytes]}
+        end += nbytes
+    raw = json.dumps(table).encode()
+    raw += b" " * (-len(raw) % 8)
+    with plain.open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        for tensor in _random_tensors(shapes):
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    if scheme == "bf16":
+        return plain
+    codes = folder / f"wan2.1_i2v_random_{scheme}.safetensors"
+    quantise_file(plain, codes, scheme)
+    plain.unlink()
+    return codes
+
+
+def _random_tensors(shapes: dict[str, tuple[int, ...]]) -> Iterator[Tensor]:
+    generator, block = torch.Generator().manual_seed(1), {}
+    for name, shape in shapes.items():
+        inner = re.sub(r"^blocks\.\d+\.", "blocks.", name)
+        if inner in block:
+            yield block[inner]
+            continue
+        spread = 1.0 if len(shape) < 2 else shape[-1] ** -0.5
+        tensor = (torch.randn(shape, generator=generator) * spread).bfloat16()
+        if inner != name:
+            block[inner] = tensor
+        yield tensor
+
+
+def measure(
+    path: Path, device: torch.device, size: VideoSize, limit: float | None
+) -> tuple[Run, Tensor]:
+    """Four steps under `limit` bytes (None: everything resident), and the latent they lead to."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    with AnonymousMemory() as memory:
+        loaded = load_transformer(path, dtype, device=device)
+        config, engine = loaded.model.config, loaded.residency
+        inputs = _inputs(config, size, device)
+        activations = activation_bytes(
+            config, video_tokens(size), dtype.itemsize, quantised=loaded.info.scheme != "bf16"
+        )
+        room = None if limit is None else card_room(device, limit)
+        place_within(engine, device, room, Job("transformer", activations))
+        latent, times = _sample(loaded, inputs, size, device)
+        line, pinned = engine.describe(), engine.pinned_bytes
+        engine.release()
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    rest = times[1:]
+    run = Run(sum(rest) / len(rest), times[0], peak, memory.peak, pinned, line)
+    return run, latent.cpu()
+
+
+def _inputs(config: WanConfig, size: VideoSize, device: torch.device) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    _, _, T, H, W = size.latent_shape()
+    shapes = {
+        "condition": (1, config.in_dim - config.out_dim, T, H, W),
+        "text": (1, 512, config.text_dim),
+        "clip": (1, config.clip_tokens, 1280),
+    }
+    made = {k: torch.randn(v, generator=generator) for k, v in shapes.items()}
+    return {k: v.to(device) for k, v in made.items()}
+
+
+def _sample(
+    loaded: LoadedTransformer, inputs: dict[str, Tensor], size: VideoSize, device: torch.device
+) -> tuple[Tensor, list[float]]:
+    plan = make_plan(PRESETS["distill-4step"])
+    times: list[float] = []
+
+    def denoise(x: Tensor, sigma: float, _step: int) -> Tensor:
+        started = time.perf_counter()
+        entry = torch.cat((x, inputs["condition"]), dim=1)
+        timestep = torch.tensor([1000.0 * sigma], device=device)
+        velocity = loaded.model(entry, timestep, inputs["text"], inputs["clip"])
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+        return velocity
+
+    generator = torch.Generator().manual_seed(3)
+    noise = make_noise(size.latent_shape(), generator).to(device)
+    return sample(denoise, noise, plan, generator), times
+
+
+class AnonymousMemory:
+    """The most anonymous RAM of this process while it is open, in bytes; 0 off Linux.
+
+    Page-locked weights are anonymous too, so the figure holds both.
+    """
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> AnonymousMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            self.peak = max(self.peak, rss_anon())
+            if self._stop.wait(SAMPLE_SECONDS):
+                return
+
+
+def rss_anon() -> int:
+    """Anonymous RAM of this process now, in bytes; 0 off Linux."""
+    status = Path("/proc/self/status")
+    found = re.search(r"RssAnon:\s+(\d+) kB", status.read_text()) if status.is_file() else None
+    return int(found.group(1)) * 1024 if found else 0
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""The VAE under any memory: whole, whole with everything else off the card, then in tiles.
+
+There is no step in time: the core's VAE goes through a clip one latent frame after another, so its
+memory does not depend on the length.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..datatypes import VideoSize
+from ..wan.vae import OnChunk, WanVae, denormalise
+from .plan import WORKSPACE_BYTES, vae_bytes
+
+log = logging.getLogger(__name__)
+
+TILES = ((256, 64), (128, 32))  # pixels a side, and how many of them two tiles share
+
+Run = Callable[..., Tensor]
+
+
+@contextmanager
+def borrowed(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """`module` on `device` for a while; afterwards its weights are the ones it was loaded with."""
+    if device.type == "cpu":
+        yield
+        return
+    homes = [
+        (owner, name, p) for owner in module.modules() for name, p in owner._parameters.items()
+    ]
+    module.to(device)
+    try:
+        yield
+    finally:
+        for owner, name, parameter in homes:
+            owner._parameters[name] = parameter
+        module.to("cpu")  # buffers
+
+
+class Codec(Protocol):
+    """A VAE; only some can work in tiles."""
+
+    @property
+    def encode(self) -> Run: ...
+    @property
+    def decode(self) -> Run: ...
+
+
+def fits_whole(vae: object, size: VideoSize, room: float | None) -> bool:
+    """Whether the count says that `size` runs whole; where it cannot be counted it is tried."""
+    if room is None or not isinstance(vae, WanVae):
+        return True
+    width = max(vae.config.encoder_dim, vae.config.decoder_dim)
+    itemsize = vae.conv1.weight.dtype.itemsize
+    return vae_bytes(width, size, itemsize) + WORKSPACE_BYTES <= room
+
+
+def decode_anyhow(
+    vae: Codec,
+    latent_BCTHW: Tensor,
+    on_chunk: OnChunk,
+    free_others: Callable[[], None],
+    whole: bool = True,
+) -> Tensor:
+    """Pixels on the CPU, filled as frames come. `whole` False begins with tiles.
+
+    Raises the out-of-memory error of the last attempt.
+    """
+    tiled = getattr(vae, "decode_tiled", None)
+    return _first_that_fits(vae.decode, tiled, latent_BCTHW, on_chunk, free_others, whole)
+
+
+def encode_anyhow(
+    vae: Codec,
+    pixels_BCFHW: Tensor,
+    on_chunk: OnChunk,
+    free_others: Callable[[], None],
+    whole: bool = True,
+) -> Tensor:
+    """The normalised latent on the CPU; see `decode_anyhow`."""
+    tiled = getattr(vae, "encode_tiled", None)
+    return _first_that_fits(vae.encode, tiled, pixels_BCFHW, on_chunk, free_others, whole)
+
+
+def _first_that_fits(
+    run: Run,
+    run_tiled: Run | None,
+    x: Tensor,
+    on_chunk: OnChunk,
+    free_others: Callable[[], None],
+    whole: bool,
+) -> Tensor:
+    def alone() -> Tensor:
+        free_others()
+        return run(x, on_chunk, output_device="cpu")
+
+    def in_tiles(tile: int, overlap: int) -> Tensor:
+        assert run_tiled is not None
+        return run_tiled(x, on_chunk, tile=tile, overlap=overlap, output_device="cpu")
+
+    attempts: list[tuple[str, Callable[[], Tensor]]] = [
+        ("whole", lambda: run(x, on_chunk, output_device="cpu")),
+        ("whole, with everything else off the card", alone),
+    ]
+    if run_tiled is not None:
+        tiles = [(f"tiles of {t} pixels", lambda t=t, o=o: in_tiles(t, o)) for t, o in TILES]
+        attempts = [*attempts, *tiles] if whole else tiles
+    for number, (how, attempt) in enumerate(attempts):
+        if number:
+            log.warning("not enough memory for the VAE; once more: %s", how)
+        try:
+            return attempt()
+        except torch.cuda.OutOfMemoryError:
+            if number == len(attempts) - 1:
+                raise
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+    raise AssertionError("the last attempt returns or raises")
+
+
+def save_latent(latent_BCTHW: Tensor, path: Path) -> Path:
+    """The raw mean in the form that ComfyUI's LoadLatent reads."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = denormalise(latent_BCTHW.detach()).cpu().contiguous()
+    save_file({"latent_tensor": raw, "latent_format_version_0": torch.tensor([])}, path)
+    return path

@@ -1,0 +1,77 @@
+"""Which tensors are views of a mapped file, and whether that file is still the one it was."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+MAPS = Path("/proc/self/maps")
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """A weight file as it was when it was mapped."""
+
+    path: Path
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileStamp:
+        found = path.stat()
+        return cls(path, found.st_size, found.st_mtime_ns)
+
+    def check(self) -> None:
+        """Raise CheckpointError when the file is another one now.
+
+        Weights that are read from a file that was cut short end the whole process.
+        """
+        try:
+            now = FileStamp.of(self.path)
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{self.path} is gone, and weights are still read from it; put it back, or load "
+                "the model again from where it is now"
+            ) from error
+        if now != self:
+            raise CheckpointError(
+                f"{self.path.name} was changed on disk after it was loaded ({self.size} bytes "
+                f"then, {now.size} now); load the model again, and replace weight files only while "
+                "nothing uses them"
+            )
+
+
+class Mapped:
+    """Looks up addresses among the file mappings of this process.
+
+    Where the system does not list them every tensor counts as mapped: the careful answer, since
+    such a tensor is copied before it is page-locked.
+    """
+
+    def __init__(self, maps: Path = MAPS) -> None:
+        self._known = maps.is_file()
+        self._ranges: list[tuple[int, int]] = []
+        for line in maps.read_text().splitlines() if self._known else ():
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6 and fields[4] != "0":  # an inode: backed by a file
+                first, last = (int(part, 16) for part in fields[0].split("-"))
+                self._ranges.append((first, last))
+        self._ranges.sort()
+
+    def holds(self, tensor: Tensor) -> bool:
+        if tensor.device.type != "cpu":
+            return False
+        if not self._known:
+            return True
+        place = bisect.bisect_right(self._ranges, (tensor.data_ptr(), 2**64)) - 1
+        return place >= 0 and tensor.data_ptr() < self._ranges[place][1]
+
+
+def stamps(paths: Iterable[Path]) -> tuple[FileStamp, ...]:
+    return tuple(FileStamp.of(path) for path in sorted(set(paths)) if path.is_file())

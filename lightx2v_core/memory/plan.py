@@ -1,0 +1,189 @@
+"""What will fit before anything is loaded: activations counted from shapes, weights from bytes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+
+from ..datatypes import VideoSize
+from ..errors import CapabilityError
+from ..wan.config import PATCH, TEXT_LEN, WanConfig
+from .ram import available_bytes, margin_bytes
+from .residency import Residency
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Advice = Callable[[], str]
+
+GB = 10**9
+# The allocator's rounding, cuBLAS and cuDNN workspaces; beside every count below.
+WORKSPACE_BYTES = 256 * 2**20
+LEAST_SHRINK = GB // 2  # after an out-of-memory error
+SHRINK_SHARE = 0.25
+LESS_SHARE = 0.75  # of the weights planned, when loading them ran out of memory
+
+
+def video_tokens(size: VideoSize) -> int:
+    _, _, T, H, W = size.latent_shape()
+    return T * (H // PATCH[1]) * (W // PATCH[2])
+
+
+def activation_bytes(
+    config: WanConfig, tokens: int, itemsize: int, batch: int = 1, quantised: bool = False
+) -> int:
+    """The most that one forward holds beside the weights; monotone in every argument.
+
+    Counted from the tensors alive at once in one block, E and F being model and hidden width and
+    s `itemsize`, and checked against the allocations of a real forward. For each token:
+    attention (18 + 4 s) E: while k is turned there are the float32 residual, the block's input, q,
+    k, k in float32 with both products and their stack;
+    feed-forward (8 + s) E + 3 s F: the residual twice, the input, and the hidden layer with what
+    GELU or a LoRA branch makes of it.
+    Dequantising adds the largest matrix twice in float32. Text and picture keys, rotary tables,
+    and the latents in and out are small and counted too.
+    """
+    dim, hidden = config.dim, config.ffn_dim
+    rotary, latents = 2 * 64 * 4, 16 * (2 * config.in_dim + 4 * config.out_dim)
+    attention = tokens * batch * (18 + 4 * itemsize) * dim
+    feed_forward = tokens * batch * ((8 + itemsize) * dim + 3 * itemsize * hidden)
+    if quantised:
+        feed_forward += 8 * dim * hidden
+    context = batch * (TEXT_LEN + config.clip_tokens) * dim * 2 * itemsize
+    return max(attention, feed_forward) + tokens * (rotary + batch * latents) + context
+
+
+def text_bytes(heads: int, ffn_dim: int, tokens: int, prompts: int) -> int:
+    """Activations of UMT5: scores and biases in float32 four times, or the gated hidden layers."""
+    return 4 * prompts * tokens * (4 * heads * tokens + 4 * ffn_dim)
+
+
+def vae_bytes(width: int, size: VideoSize, itemsize: int) -> int:
+    """Activations of the causal VAE, in chunks of one latent frame; `width` is 96 for Wan's.
+
+    At the widest place 57 maps of full resolution (counted; 52 for encoding) of that many channels
+    are alive, in the four frames of a chunk with the past of every layer.
+    """
+    return 57 * width * size.width * size.height * itemsize
+
+
+def card_room(device: torch.device, limit_bytes: float | None = None) -> float | None:
+    """Bytes that may still be allocated on `device`: what is free, at most `limit_bytes` in all.
+
+    None where nothing is known and nothing was asked for.
+    """
+    if device.type != "cuda":
+        return limit_bytes
+    free, _ = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_allocated(device)
+    free += torch.cuda.memory_reserved(device) - held
+    return free if limit_bytes is None else min(limit_bytes - held, free)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One use of a model on a device: its name in messages, and what it needs beside weights."""
+
+    what: str
+    activations: int
+    advice: str = ""
+
+
+def place_within(engine: Residency, device: torch.device, room: float | None, job: Job) -> str:
+    """Place as much as `room` holds beside the activations; logs and returns one line about it.
+
+    Raises CapabilityError with numbers, before anything is loaded, when not even one block at a
+    time fits, or RAM is too short to read the weights.
+    """
+    check_ram(engine.ram_bytes(), job.what)
+    budget = None if room is None else room - job.activations - WORKSPACE_BYTES
+    if room is not None and budget is not None and engine.device is None:
+        least = engine.least_bytes
+        if least > budget:
+            raise CapabilityError(
+                f"{job.what} needs {(room - budget + least) / GB:.1f} GB on {device} "
+                f"({least / GB:.1f} GB of weights with every block streamed, "
+                f"{job.activations / GB:.1f} GB of activations) and {max(room, 0) / GB:.1f} GB may "
+                f"be used; {job.advice or 'free memory on the card, or allow more of it'}"
+            )
+    try:
+        engine.place(device, budget)
+    except torch.cuda.OutOfMemoryError as error:
+        if budget is None or engine.least_bytes > LESS_SHARE * budget:
+            engine.release()
+            raise
+        log.warning("out of memory while loading (%s); once more with fewer blocks", error)
+    else:
+        budget = None
+    if budget is not None:
+        engine.release()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        engine.place(device, LESS_SHARE * budget)
+    line = f"{job.what}: {engine.describe()}, {job.activations / GB:.2f} GB activations"
+    log.info("%s", line)
+    return line
+
+
+def check_ram(needed_bytes: int, what: str) -> None:
+    """Raise CapabilityError when `needed_bytes` of RAM are not there, in place of a killed run."""
+    free = available_bytes()
+    if not needed_bytes or free is None or needed_bytes <= free:
+        return
+    raise CapabilityError(
+        f"{what} needs {needed_bytes / GB:.1f} GB of RAM and {free / GB:.1f} GB are free; close "
+        "other programs, or use a file in the number format that is computed in (bf16 on a card), "
+        "or an fp8 one: those stay mapped and need none"
+    )
+
+
+def is_ram_short(next_bytes: int) -> bool:
+    """Whether `next_bytes` more would eat into what is left to other programs."""
+    free = available_bytes()
+    return free is not None and next_bytes + margin_bytes() > free
+
+
+def cheaper(size: VideoSize, fits: Callable[[VideoSize], bool], other: str = "") -> str:
+    """The cheapest changes that fit: fewer frames, a smaller picture, then `other`."""
+    changes = []
+    fewer = [replace(size, frames=f) for f in range(size.frames - 4, 0, -4)]
+    if (found := next((s for s in fewer if fits(s)), None)) is not None:
+        changes.append(f"{found.frames} frames in place of {size.frames}")
+    smaller = (
+        VideoSize(int(size.width * k / 20), int(size.height * k / 20), size.frames).snapped()
+        for k in range(19, 3, -1)
+    )
+    if (found := next((s for s in smaller if fits(s)), None)) is not None:
+        changes.append(f"{found.width}x{found.height} in place of {size.width}x{size.height}")
+    return "; or ".join([*changes, *([other] if other else [])])
+
+
+def with_one_retry(engine: Residency, action: Callable[[], T], advice: Advice | None = None) -> T:
+    """`action`, and once more with fewer blocks on the card when memory runs out in it.
+
+    `action` must give the same result from the start. What runs out a second time is raised as it
+    is, so that a host recognises it, after a line with `advice` in the log.
+    """
+    try:
+        return action()
+    except torch.cuda.OutOfMemoryError as error:
+        reason = str(error)
+    # Outside the handler, where the failed call's tensors are gone.
+    freed = engine.shrink(max(LEAST_SHRINK, SHRINK_SHARE * engine.loaded_bytes))
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    log.warning(
+        "out of memory (%s); %.2f GB of weights given back, this step once more: %s",
+        reason.splitlines()[0] if reason else "no reason given",
+        freed / GB,
+        engine.describe(),
+    )
+    try:
+        return action()
+    except torch.cuda.OutOfMemoryError:
+        log.error("out of memory again; %s", advice() if advice else "use a smaller size")
+        raise
