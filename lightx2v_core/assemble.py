@@ -22,7 +22,8 @@ from .memory.residency import Residency
 from .ops.attention import select_attention
 from .presets import demo_path
 from .quant.schemes import select_linear
-from .text.tokenizer import read_tokenizer
+from .text.gguf_vocabulary import spiece_model
+from .text.tokenizer import SPIECE_MODEL, read_tokenizer
 from .text.umt5 import TextEncoder, build_text_encoder, check_text_encoder
 from .vision.clip import ClipVision, build_clip_vision
 from .wan.model import Ops, WanModel
@@ -45,6 +46,7 @@ PART_NAMES = {
         "clip_vision_h.safetensors",
     ),
 }
+WHAT = "Wan transformer"
 EXPERT_FOLDERS = ("high_noise_model", "low_noise_model")
 PART_OPTIONS = {"vae": "--vae", "text": "--text-encoder", "clip": "--clip-vision"}
 
@@ -94,7 +96,8 @@ def load_transformer(
         model = WanModel(info.config, ops)
     names, codes = _quantised_names(checkpoint)
     swap_linears(model, info.scheme, codes, checkpoint.name)
-    assign(model, checkpoint.tensors(names), checkpoint.name, "Wan transformer", dtype, codes)
+    packed = {f"{name}.weight" for name in codes}
+    assign(model, checkpoint.tensors(names, packed), checkpoint.name, WHAT, dtype, codes)
     model.compute_dtype = dtype
     residency = Residency(model)
     model.run_block = residency.run_block
@@ -131,8 +134,9 @@ def swap_linears(model: WanModel, scheme: str, codes: dict[str, Codes], source: 
                 "quantise the linears only"
             )
         shape = (plain.in_features, plain.out_features)
+        stored = (code.block_type,) if code.block_type else (code.dtype, code.scale_shape)
         with torch.device("meta"):
-            empty = linear_class(*shape, code.dtype, code.scale_shape, plain.bias is not None)
+            empty = linear_class(*shape, *stored, plain.bias is not None)
         model.set_submodule(name, empty)
 
 
@@ -154,8 +158,8 @@ def load_text_encoder(
 ) -> TextEncoder:
     """UMT5 from a file or folder; its tokenizer embedded, given, or found beside it."""
     checkpoint = open_checkpoint(path)
-    tensors = _everything(checkpoint)
-    check_text_encoder(tensors, checkpoint.name)
+    check_text_encoder(checkpoint.headers, checkpoint.name)
+    tensors = _everything(checkpoint, dtype or torch.bfloat16)
     given = None if tokenizer is None else Path(tokenizer)
     pieces = read_tokenizer(Path(path), tensors, given)
     with _transformers_needed("the text encoder"):
@@ -165,6 +169,11 @@ def load_text_encoder(
 def load_clip_vision(path: str | Path, dtype: torch.dtype | None = None) -> ClipVision:
     """The CLIP ViT-H image tower of Wan 2.1 image-to-video."""
     checkpoint = open_checkpoint(path)
+    if checkpoint.gguf:
+        raise CheckpointError(
+            f"{checkpoint.name} is a GGUF file, and CLIP vision is not read from GGUF; "
+            "use clip_vision_h.safetensors"
+        )
     with _transformers_needed("CLIP vision"):
         return build_clip_vision(_everything(checkpoint), checkpoint.name, dtype)
 
@@ -184,8 +193,16 @@ def _transformers_needed(what: str) -> Iterator[None]:
         ) from error
 
 
-def _everything(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    return checkpoint.tensors({name: name for name in checkpoint.headers})
+def _everything(
+    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
+    """All tensors, and as one of them the tokenizer a GGUF file keeps in its metadata."""
+    tensors = checkpoint.tensors({name: name for name in checkpoint.headers}, dtype=dtype)
+    if (file := checkpoint.gguf) and (
+        model := spiece_model(file.fields.get, file.array, checkpoint.name)
+    ):
+        tensors[SPIECE_MODEL] = torch.frombuffer(bytearray(model), dtype=torch.uint8)
+    return tensors
 
 
 def find_parts(

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..lightx2v_core.lora.apply import LoraMatch, match_lora
 from ..lightx2v_core.lora.read import read_lora
+from ..lightx2v_core.quant.shapes import weight_shapes
 from .files import fingerprint, list_files, resolve
 from .patcher import ResidentPatcher
 from .progress import show_text
@@ -67,7 +68,7 @@ class ApplyLora(io.ComfyNode):
     @classmethod
     def execute(cls, model: Patcher, lora: str, strength: float) -> io.NodeOutput:
         transformer = model.model.diffusion_model
-        shapes = {name: tuple(t.shape) for name, t in transformer.state_dict().items()}
+        shapes = weight_shapes(transformer)
         has_clip = getattr(transformer, "img_emb", None) is not None
         match = match_lora(read_lora(resolve(LORAS, lora)), shapes, strength, has_clip)
         summary = "\n".join([match.report.describe(), *_warnings(match, model)])

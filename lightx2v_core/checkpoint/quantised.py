@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, preview
 from ..quant.formats import DESCRIPTION, MARKER, UNUSED, check_description, check_format
+from ..quant.ggml import BLOCK_TYPES
 from .headers import TensorHeader
 
 CODE_DTYPES = {
@@ -27,10 +28,12 @@ METADATA_KEY = "_quantization_metadata"
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """How one linear is stored: dtype of its codes and shape of its scale, None without one."""
+    """How one linear is stored: dtype of its codes and shape of its scale, None without one; or
+    the block type of GGUF it is kept in."""
 
     dtype: torch.dtype
     scale_shape: tuple[int, ...] | None
+    block_type: str | None = None
 
 
 def read_codes(
@@ -64,8 +67,16 @@ def read_codes(
         if name.endswith(".weight") and headers[stored].dtype in CODE_DTYPES:
             module = name.removesuffix(".weight")
             codes[module] = _codes_of(module, kept, headers, source)
+        elif name.endswith(".weight") and _is_rows_of_blocks(headers[stored]):
+            codes[name.removesuffix(".weight")] = Codes(torch.uint8, None, headers[stored].dtype)
     _check_scales(kept, codes, source)
     return kept, codes
+
+
+def _is_rows_of_blocks(header: TensorHeader) -> bool:
+    """Whether a linear can keep this; anything else is dequantised when it is read."""
+    kind = BLOCK_TYPES.get(header.dtype)
+    return kind is not None and len(header.shape) == 2 and header.shape[1] % kind.elements == 0
 
 
 def _codes_of(

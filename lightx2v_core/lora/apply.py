@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, preview
+from ..quant.shapes import weight_shapes
 from ..wan.model import WanModel
 from .branches import Branch, set_lora
 from .read import LoraFile, Pair, without_dots
@@ -57,7 +58,7 @@ def apply_loras(model: WanModel, loras: Sequence[tuple[LoraFile, float]]) -> lis
     To be called while the weights are where they were loaded, not placed on a card.
     Raises CheckpointError, with nothing changed, when a file matches nothing or a shape differs.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = weight_shapes(model)
     has_clip = model.config.clip_tokens > 0
     branches: dict[str, tuple[Branch, ...]] = {}
     added: dict[str, list[tuple[float, Tensor]]] = {}

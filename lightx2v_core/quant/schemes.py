@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import CapabilityError
 from ..ops import Linear
+from .ggml import BLOCK_TYPES, GgmlLinear
 from .linear import QuantisedLinear
 
 PLAIN = ("fp32", "fp16", "bf16")
@@ -21,13 +22,15 @@ LINEARS: dict[str, type[nn.Module]] = {
     "int8-row": QuantisedLinear,
     "int8-tensor": QuantisedLinear,
 }
+LOADED = f"{', '.join(LINEARS)} or GGUF"  # for messages
+# GGUF: by the type that most of the weights have; a file may mix them, plain ones included.
+LINEARS |= {f"gguf-{name}": GgmlLinear for name in ("F32", "F16", "BF16", *BLOCK_TYPES)}
 
 
 def select_linear(scheme: str) -> type[nn.Module]:
     """The class for `scheme`. Raises CapabilityError for one this version does not load."""
     if scheme not in LINEARS:
         raise CapabilityError(
-            f"weights quantised as {scheme} are not loaded by this version; "
-            f"use a file in {', '.join(LINEARS)}"
+            f"weights quantised as {scheme} are not loaded by this version; use a file in {LOADED}"
         )
     return LINEARS[scheme]
