@@ -21,8 +21,10 @@ def replacing(target: Path, nbytes: int) -> Iterator[Path]:
         yield part
         part.replace(target)
     except OSError as error:
+        # numpy counts what was written and gives no number of the error.
+        reason = error.strerror or f"the disk took only a part: {error}"
         raise CheckpointError(
-            f"{target} could not be written ({error.strerror or error}); it needs "
+            f"{target} could not be written ({reason}); it needs "
             f"{nbytes / 1e9:.1f} GB: free some disk space or choose another folder"
         ) from error
     finally:

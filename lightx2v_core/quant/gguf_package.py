@@ -7,8 +7,12 @@ https://github.com/ggml-org/llama.cpp/tree/master/gguf-py
 from __future__ import annotations
 
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from ..errors import CapabilityError
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter as GGUFWriter  # for those who annotate what they were given
 
 
 def gguf_package(needed_for: str) -> ModuleType:
