@@ -25,7 +25,7 @@ from .writing import replacing
 if TYPE_CHECKING:
     import numpy as np
 
-    from gguf import GGUFWriter
+    from ..quant.gguf_package import GGUFWriter
 
 PREFIX = "gguf-"
 # What gguf.quants can write; the TQ types are for models trained to be ternary.
