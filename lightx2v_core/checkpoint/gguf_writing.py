@@ -19,7 +19,7 @@ from ..errors import CapabilityError, CheckpointError
 from ..quant.ggml import BLOCK_TYPES
 from ..quant.gguf_package import gguf_package
 from .headers import TensorHeader
-from .source import Checkpoint
+from .source import DTYPE_NAMES, Checkpoint
 from .writing import replacing
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ WRITTEN_TYPES = (
 )
 GGUF_SCHEMES = tuple(PREFIX + name for name in WRITTEN_TYPES)
 ARCHITECTURE = "wan"
+READ_TYPES = ("F32", "F16", "BF16")
+CHUNK = 2**22  # elements converted at a time
 SMALL = 1024  # elements, up to which a tensor is not worth a type of fewer bits
 NEEDED_FOR = "writing a GGUF file"
 # Of the numbers of general.file_type that do not follow from the type's name.
@@ -68,6 +70,11 @@ def write_gguf(
     main, headers = scheme.removeprefix(PREFIX), {}
     for name, stored in names.items():
         header = checkpoint.headers[stored]
+        if header.dtype not in READ_TYPES:
+            raise CheckpointError(
+                f"{checkpoint.name} holds {name} in {header.dtype}; give a file that is in "
+                f"{', '.join(READ_TYPES)} throughout"
+            )
         headers[name] = TensorHeader(header.shape, stored_type(name, header, main))
     total = sum(header.nbytes for header in headers.values())
     source = checkpoint.name
@@ -113,17 +120,25 @@ def _start(
     return writer
 
 
-def _encode(tensor: Tensor, name: str, tensor_name: str, source: str) -> np.ndarray:
-    """The numpy array that is written: blocks for a block type, else numbers."""
+def _encode(tensor: Tensor, kind: str, name: str, source: str) -> np.ndarray:
+    """The bytes of `tensor` in the type `kind`; as they are where that is its own."""
+    import numpy as np
+
     package = gguf_package(NEEDED_FOR)
-    wide = tensor.float()
-    if not torch.isfinite(wide).all():
-        raise CheckpointError(
-            f"{source}: {tensor_name} holds numbers that are not finite; download it again"
-        )
-    if name == "F16" and wide.abs().amax() > torch.finfo(torch.float16).max:
-        raise CheckpointError(
-            f"{source}: {tensor_name} holds {wide.abs().amax():.3g}, beyond what F16 can; "
-            "use gguf-BF16"
-        )
-    return package.quants.quantize(wide.numpy(), package.GGMLQuantizationType[name])
+    rows = tensor.reshape(-1, tensor.shape[-1] if tensor.ndim else 1).contiguous()
+    if DTYPE_NAMES[tensor.dtype] == kind:
+        return rows.view(torch.uint8).numpy()
+    pieces = []
+    for piece in rows.split(max(CHUNK // rows.shape[1], 1)):
+        wide = piece.float()
+        if not torch.isfinite(wide).all():
+            raise CheckpointError(
+                f"{source}: {name} holds numbers that are not finite; download it again"
+            )
+        if kind == "F16" and wide.abs().amax() > torch.finfo(torch.float16).max:
+            raise CheckpointError(
+                f"{source}: {name} holds {wide.abs().amax():.3g}, beyond what F16 can; "
+                "use gguf-BF16"
+            )
+        pieces.append(package.quants.quantize(wide.numpy(), package.GGMLQuantizationType[kind]))
+    return np.concatenate(pieces)

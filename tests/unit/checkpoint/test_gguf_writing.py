@@ -129,6 +129,16 @@ def test_numbers_the_type_cannot_hold_are_refused_and_nothing_is_left(tmp_path, 
     assert list((tmp_path / "new").iterdir()) == []
 
 
+def test_a_source_that_is_partly_quantised_is_refused(tmp_path):
+    tensors = fill(WanModel(CONFIG)).state_dict()
+    name = "blocks.0.self_attn.v.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, tmp_path / "wan.safetensors")
+
+    with pytest.raises(CheckpointError, match=r"self_attn\.v\.weight in F8_E4M3; give a file"):
+        quantise_file(tmp_path / "wan.safetensors", tmp_path / "q.gguf", "gguf-Q8_0")
+
+
 def test_without_the_package_writing_says_what_to_install(source, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
 
