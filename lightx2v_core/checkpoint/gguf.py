@@ -30,7 +30,6 @@ ALIGNMENT = 32  # where the file names none
 MAX_AXES, MAX_NAME_BYTES, MAX_KEY_BYTES = 8, 255, 65535
 # A name, axes, type and offset; a key, type and value: the fewest bytes each can take.
 LEAST_TENSOR_BYTES, LEAST_FIELD_BYTES = 24, 13
-ARCHITECTURE = "general.architecture"
 SHAPE_KEY = "comfy.gguf.orig_shape."  # of tensors that were reshaped to be quantised
 
 # Numbers of ggml's types (enum ggml_type in ggml/include/ggml.h), plain ones as safetensors says.
