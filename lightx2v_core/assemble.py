@@ -28,7 +28,8 @@ from .presets import demo_path
 from .quant.multiply import set_matmul
 from .quant.quantise import KEEP
 from .quant.schemes import select_linear
-from .text.tokenizer import read_tokenizer
+from .text.gguf_vocabulary import spiece_model
+from .text.tokenizer import SPIECE_MODEL, read_tokenizer
 from .text.umt5 import TextEncoder, build_text_encoder, check_text_encoder
 from .vision.clip import ClipVision, build_clip_vision
 from .wan.config import WanConfig
@@ -54,6 +55,7 @@ PART_NAMES = {
     ),
 }
 FULL_PRECISION = {"F64", "F32", "F16", "BF16"}
+WHAT = "Wan transformer"
 EXPERT_FOLDERS = ("high_noise_model", "low_noise_model")
 PART_OPTIONS = {"vae": "--vae", "text": "--text-encoder", "clip": "--clip-vision"}
 
@@ -159,7 +161,7 @@ def _fill_transformer(
         model = WanModel(config, ops)
     tensors, codes = _read(checkpoint, quantisation)
     swap_linears(model, codes, checkpoint.name)
-    assign(model, tensors, checkpoint.name, "Wan transformer", dtype, codes)
+    assign(model, tensors, checkpoint.name, WHAT, dtype, codes)
     check_scale_values(model, checkpoint.name)
     return model
 
@@ -195,7 +197,8 @@ def _read(
         return checkpoint.tensors({stored: stored})[stored]
 
     stored = read_codes(names, checkpoint.headers, checkpoint.name, checkpoint.metadata, read)
-    return checkpoint.tensors(stored.names) | stored.made, stored.codes
+    packed = {f"{name}.weight" for name in stored.codes}
+    return checkpoint.tensors(stored.names, packed) | stored.made, stored.codes
 
 
 def swap_linears(model: WanModel, codes: dict[str, Codes], source: str) -> None:
@@ -248,8 +251,8 @@ def load_text_encoder(
 ) -> TextEncoder:
     """UMT5 from a file or folder; its tokenizer embedded, given, or found beside it."""
     checkpoint = open_checkpoint(path)
-    tensors = _everything(checkpoint)
-    check_text_encoder(tensors, checkpoint.name)
+    check_text_encoder(checkpoint.headers, checkpoint.name)
+    tensors = _everything(checkpoint, dtype or torch.bfloat16)
     given = None if tokenizer is None else Path(tokenizer)
     pieces = read_tokenizer(Path(path), tensors, given)
     with _transformers_needed("the text encoder"):
@@ -259,6 +262,11 @@ def load_text_encoder(
 def load_clip_vision(path: str | Path, dtype: torch.dtype | None = None) -> ClipVision:
     """The CLIP ViT-H image tower of Wan 2.1 image-to-video."""
     checkpoint = open_checkpoint(path)
+    if checkpoint.gguf:
+        raise CheckpointError(
+            f"{checkpoint.name} is a GGUF file, and CLIP vision is not read from GGUF; "
+            "use clip_vision_h.safetensors"
+        )
     with _transformers_needed("CLIP vision"):
         return build_clip_vision(_everything(checkpoint), checkpoint.name, dtype)
 
@@ -278,8 +286,16 @@ def _transformers_needed(what: str) -> Iterator[None]:
         ) from error
 
 
-def _everything(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    return checkpoint.tensors({name: name for name in checkpoint.headers})
+def _everything(
+    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
+    """All tensors, and as one of them the tokenizer a GGUF file keeps in its metadata."""
+    tensors = checkpoint.tensors({name: name for name in checkpoint.headers}, dtype=dtype)
+    if (file := checkpoint.gguf) and (
+        model := spiece_model(file.fields.get, file.array, checkpoint.name)
+    ):
+        tensors[SPIECE_MODEL] = torch.frombuffer(bytearray(model), dtype=torch.uint8)
+    return tensors
 
 
 def find_parts(

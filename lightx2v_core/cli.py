@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from .checkpoint.convert import SCHEMES
 from .datatypes import VideoSize
 from .errors import CheckpointError, LightX2VError, RequestError
 from .lora.steps import read_strengths
 from .ops.matmul import MATMUL_CHOICES
 from .pipeline import GenerateRequest, OnProgress, Pipeline, Result
 from .presets import FPS, Overrides
-from .quant.quantise import KEEP, LOAD_CHOICES, WRITTEN
+from .quant.quantise import KEEP, LOAD_CHOICES
 
 STAGE_NAMES = {"text": "prompt", "image": "start image", "sampling": "sampling", "decode": "decode"}
 
@@ -47,10 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.add_argument("--verbose", action="store_true", help="log what happens")
     inspect.set_defaults(run=run_inspect)
-    quantize = commands.add_parser("quantize", help="write an 8-bit form of a transformer")
+    quantize = commands.add_parser("quantize", help="write a transformer in fewer bits")
     quantize.add_argument("source", type=Path, help="bf16, fp16 or fp32 file or folder")
-    quantize.add_argument("target", type=Path, help="new .safetensors file")
-    quantize.add_argument("--scheme", required=True, help=", ".join(WRITTEN))
+    quantize.add_argument("target", type=Path, help="new .safetensors or .gguf file")
+    quantize.add_argument("--scheme", required=True, help=", ".join(SCHEMES))
     quantize.add_argument("--verbose", action="store_true", help="log what happens")
     quantize.set_defaults(run=run_quantize)
     return parser
@@ -176,7 +177,7 @@ def run_inspect(options: argparse.Namespace) -> int:
 
 
 def run_quantize(options: argparse.Namespace) -> int:
-    """Stream a file into its 8-bit form, with a bar, and say what came of it."""
+    """Stream a file into a form of fewer bits, with a bar, and say what came of it."""
     from rich.progress import Progress
 
     from .checkpoint.convert import quantise_file

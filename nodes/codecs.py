@@ -214,6 +214,7 @@ def load_host_clip(path: Path) -> comfy.sd.CLIP:
 
 
 def _text_dtype(device: torch.device, path: Path) -> torch.dtype | None:
-    """The file's own; on a CPU float32, which is faster there, unless it would fill the memory."""
-    is_small = path.is_file() and path.stat().st_size < SMALL_ENCODER
+    """The file's own; on a CPU float32, which is faster there, unless it would fill the memory: a
+    GGUF file may hold ten times what its size says."""
+    is_small = path.is_file() and path.stat().st_size < SMALL_ENCODER and path.suffix != ".gguf"
     return torch.float32 if mm.is_device_cpu(device) and is_small else None

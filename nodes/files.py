@@ -1,6 +1,7 @@
-"""Which files the loader nodes list. The shipped demo files appear beside the user's own.
+"""Which files the loader nodes list: those ComfyUI lists, GGUF files, and the shipped demo.
 
-They are listed here and not registered with folder_paths, where every other loader would show them.
+The last two are listed here and not registered with folder_paths, where every other loader would
+show them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from ..lightx2v_core.wan.tae import named_release
 DEMO_PREFIX = "lightx2v_demo/"
 DEMO_PARTS = {"diffusion_models": ("t2v", "i2v"), "vae": ("vae",), "text_encoders": ("text",)}
 APPROX = "vae_approx"  # where ComfyUI keeps tiny VAEs, among those of other models
+# ComfyUI's folder, and the name under which ComfyUI-GGUF (or extra_model_paths.yaml) adds to it.
+GGUF_FOLDERS = {"diffusion_models": "unet_gguf", "text_encoders": "clip_gguf"}
+GGUF_ENDINGS = {".gguf"}
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
@@ -24,7 +28,26 @@ def list_files(folder: str) -> list[str]:
     """Names for a combo: the demo's files of this kind, then those of ComfyUI's model folder."""
     parts = (DEMO_FILES[part] for part in DEMO_PARTS.get(folder, ()))
     demo = [DEMO_PREFIX + name for name in parts if (DEMO_FOLDER / name).is_file()]
-    return [*demo, *folder_paths.get_filename_list(folder)]
+    own = {*folder_paths.get_filename_list(folder), *_gguf_files(folder)}
+    return [*demo, *sorted(own)]
+
+
+def _gguf_files(folder: str) -> list[str]:
+    """GGUF files of a folder, which ComfyUI itself does not list, by their paths below it."""
+    if folder not in GGUF_FOLDERS:
+        return []
+    added = GGUF_FOLDERS[folder]
+    names = [folder, *([added] if added in folder_paths.folder_names_and_paths else [])]
+    homes = {path for name in names for path in folder_paths.get_folder_paths(name)}
+    found = {name for home in homes for name in folder_paths.recursive_search(home, [".git"])[0]}
+    return folder_paths.filter_files_extensions(found, GGUF_ENDINGS)
+
+
+def _full_path(folder: str, name: str) -> str | None:
+    found = folder_paths.get_full_path(folder, name)
+    if found is None and folder in GGUF_FOLDERS:
+        return folder_paths.get_full_path(GGUF_FOLDERS[folder], name)
+    return found
 
 
 def list_vaes() -> list[str]:
@@ -45,7 +68,7 @@ def resolve(folder: str, name: str) -> Path:
     if name.startswith(DEMO_PREFIX):
         path = DEMO_FOLDER / name.removeprefix(DEMO_PREFIX)
     else:
-        path = Path(folder_paths.get_full_path(folder, name) or "")
+        path = Path(_full_path(folder, name) or "")
     if not path.is_file():
         raise CheckpointError(
             f"{name} is not in the folder {folder} any more; press R to refresh the lists and "

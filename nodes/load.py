@@ -30,7 +30,8 @@ class LoadModel(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=list_files(MODELS),
-                    tooltip="From models/diffusion_models; lightx2v_demo/... comes with the pack.",
+                    tooltip="From models/diffusion_models, also GGUF; lightx2v_demo/... comes with "
+                    "the pack.",
                 ),
                 io.Combo.Input(
                     "quantisation",

@@ -1,4 +1,4 @@
-"""A transformer file into an 8-bit one, tensor by tensor: never more than one of them in memory.
+"""A transformer file into one of fewer bits, tensor by tensor: never more than one in memory.
 
 Format: https://huggingface.co/docs/safetensors
 """
@@ -18,11 +18,14 @@ from ..quant.formats import MARKER
 from ..quant.quantise import WRITTEN, WrittenScheme
 from ..quant.schemes import PLAIN
 from .detect import detect
+from .gguf_writing import GGUF_SCHEMES, write_gguf
 from .headers import ITEM_BYTES, TensorHeader
 from .layouts import official_names
 from .source import DTYPE_NAMES, Checkpoint, open_checkpoint
+from .writing import replacing
 
 ALIGNMENT = 8  # of the first tensor, as the safetensors library pads
+SCHEMES = (*WRITTEN, *GGUF_SCHEMES)
 OnTensor = Callable[[int, int], None]  # bytes written, bytes in all
 
 
@@ -35,17 +38,18 @@ def quantise_file(
 ) -> None:
     """Write `source` to `target` with the linears of its blocks quantised; official names.
 
-    The rest keeps its dtype. Raises RequestError for a target that exists or an unknown scheme, and
-    CheckpointError for a source that is no full-precision Wan transformer or a disk that is full;
-    nothing half-written is left.
+    The rest keeps its dtype, but for what GGUF wants in F32. Raises RequestError for a target that
+    exists or an unknown scheme, and CheckpointError for a source that is no full-precision Wan
+    transformer or a disk that is full; nothing half-written is left.
     """
     target = Path(target)
-    if scheme not in WRITTEN:
-        raise RequestError(f"scheme {scheme!r} cannot be written; use {', '.join(WRITTEN)}")
+    if scheme not in SCHEMES:
+        raise RequestError(f"scheme {scheme!r} cannot be written; use {', '.join(SCHEMES)}")
     if target.exists():
         raise RequestError(f"{target} exists already; remove it or choose another name")
-    if target.suffix != ".safetensors":
-        raise RequestError(f"{target} must end in .safetensors")
+    ending = ".gguf" if scheme in GGUF_SCHEMES else ".safetensors"
+    if target.suffix != ending:
+        raise RequestError(f"{target} must end in {ending}")
     checkpoint = open_checkpoint(source)
     info = detect(checkpoint)
     if info.kind != "transformer" or info.scheme not in PLAIN:
@@ -53,6 +57,9 @@ def quantise_file(
             f"{checkpoint.name} is {info.describe()}; give a Wan transformer in {', '.join(PLAIN)}"
         )
     _, names = official_names(checkpoint.headers) or ("", {})
+    if scheme in GGUF_SCHEMES:
+        write_gguf(target, checkpoint, names, scheme, on_tensor)
+        return
     metadata = {**checkpoint.metadata, "lightx2v.quantised": scheme}
     written = WRITTEN[scheme]
     _write(
@@ -116,22 +123,11 @@ def _write(
         end += size
     raw = json.dumps(table).encode()
     raw += b" " * (-len(raw) % ALIGNMENT)
-    part = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with part.open("wb") as file:
-            file.write(len(raw).to_bytes(8, "little") + raw)
-            done = 0
-            for tensor in tensors:
-                flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-                file.write(flat.numpy().data)
-                done += flat.numel()
-                on_tensor(done, end)
-        part.replace(target)
-    except OSError as error:
-        raise CheckpointError(
-            f"{target} could not be written ({error.strerror}); it needs {end / 1e9:.1f} GB: free "
-            "some disk space or choose another folder"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(target, end) as part, part.open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        done = 0
+        for tensor in tensors:
+            flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+            file.write(flat.numpy().data)
+            done += flat.numel()
+            on_tensor(done, end)

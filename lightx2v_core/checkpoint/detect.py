@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from math import prod
 
 from ..errors import CheckpointError, preview
-from ..quant.schemes import LINEARS
+from ..quant.ggml import BLOCK_TYPES
+from ..quant.schemes import LINEARS, LOADED
 from ..wan.config import CLIP_TOKENS, HEAD_DIM, WanConfig
 from .headers import TensorHeader
 from .layouts import official_names
@@ -30,6 +31,7 @@ OTHER_KINDS = (
     ("text encoder", "blocks.0.pos_embedding.embedding.weight"),
     ("text encoder", "block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
     ("text encoder", "text_model.encoder.layers.0.mlp.fc1.weight"),
+    ("text encoder", "enc.blk.0.attn_q.weight"),
     ("clip vision", "visual.patch_embedding.weight"),
     ("clip vision", "vision_model.embeddings.patch_embedding.weight"),
 )
@@ -231,12 +233,29 @@ def _preset(config: WanConfig) -> str:
 
 def _common_scheme(headers: Mapping[str, TensorHeader]) -> str:
     """The scheme of the largest tensor, for files that are not transformers."""
+    if scheme := _gguf_scheme(headers):
+        return scheme
     largest = max(headers.values(), key=lambda header: prod(header.shape), default=None)
     return PLAIN_SCHEMES.get(largest.dtype, largest.dtype.lower()) if largest else UNKNOWN
 
 
+def _gguf_scheme(headers: Mapping[str, TensorHeader]) -> str | None:
+    """The type that most of the matrices (of the blocks, in a transformer) have, where any matrix
+    is in a block type of GGUF."""
+    matrices = {name: header for name, header in headers.items() if len(header.shape) == 2}
+    if not any(header.dtype in BLOCK_TYPES for header in matrices.values()):
+        return None
+    inner = [header for name, header in matrices.items() if name.startswith("blocks.")]
+    counts: Counter[str] = Counter()
+    for header in inner or matrices.values():
+        counts[header.dtype] += prod(header.shape)
+    return f"gguf-{counts.most_common(1)[0][0]}"
+
+
 def _block_scheme(headers: Mapping[str, TensorHeader]) -> str:
     """The most frequent scheme of the blocks' linears; quantised ones come first."""
+    if scheme := _gguf_scheme(headers):
+        return scheme
     counts: Counter[str] = Counter()
     for name, weight in headers.items():
         if name.startswith("blocks.") and name.endswith(".weight") and len(weight.shape) == 2:
@@ -271,6 +290,6 @@ def _refusal(
     if scheme not in LINEARS:
         return (
             f"{name} is quantised as {scheme}, which this version does not load; "
-            f"use a file of the same release in {', '.join(LINEARS)}"
+            f"use a file of the same release in {LOADED}"
         )
     return None

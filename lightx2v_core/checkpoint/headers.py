@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..quant.ggml import BLOCK_TYPES
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library refuses longer ones too
 
@@ -39,10 +40,12 @@ ITEM_BYTES = {
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
     shape: tuple[int, ...]
-    dtype: str  # as safetensors spells it: "BF16", "F8_E4M3", "I8"
+    dtype: str  # as safetensors spells it: "BF16", "F8_E4M3", "I8"; or a block type of GGUF
 
     @property
     def nbytes(self) -> int:
+        if block := BLOCK_TYPES.get(self.dtype):
+            return math.prod(self.shape) // block.elements * block.nbytes
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 

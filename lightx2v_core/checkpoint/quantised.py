@@ -24,6 +24,7 @@ from ..quant.formats import (
     check_format,
     read_description,
 )
+from ..quant.ggml import BLOCK_TYPES
 from ..quant.linear import QuantisedLinear
 from .blockscaled import read_block_codes
 from .headers import TensorHeader
@@ -81,6 +82,9 @@ def read_codes(
         module = name.removesuffix(".weight")
         weight = headers[kept[name]]
         _check_described(module, weight, stored)
+        if _is_rows_of_blocks(weight):
+            codes[module] = Codes(f"gguf-{weight.dtype}", (weight.dtype,))
+            continue
         if weight.dtype not in CODE_DTYPES and weight.dtype != PACKED:
             continue
         scheme = scheme_of(weight, stored.header(f"{module}.weight_scale"))
@@ -92,6 +96,12 @@ def read_codes(
             codes[module] = _codes_of(module, scheme, stored)
     _check_scales(kept, codes, source)
     return QuantisedNames(kept, codes, made)
+
+
+def _is_rows_of_blocks(header: TensorHeader) -> bool:
+    """Whether a linear can keep this; anything else is dequantised when it is read."""
+    kind = BLOCK_TYPES.get(header.dtype)
+    return kind is not None and len(header.shape) == 2 and header.shape[1] % kind.elements == 0
 
 
 def _with_one_scale_name(names: Mapping[str, str], source: str) -> dict[str, str]:

@@ -1,21 +1,22 @@
-"""Opens a checkpoint, whatever its container: one file, shards with an index, a folder, a pickle.
+"""Opens a checkpoint, whatever its container: a file, shards with an index, a folder, a pickle.
 
-Gives headers first and tensors by name afterwards. Safetensors stay memory-mapped; pickles are read
-with ``weights_only=True`` and never run code.
+Gives headers first and tensors by name afterwards. Safetensors and GGUF stay memory-mapped; pickles
+are read with ``weights_only=True`` and never run code.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..errors import CapabilityError, CheckpointError, preview
+from ..errors import CheckpointError, preview
+from .gguf import MAGIC, GgufFile, read_gguf
 from .headers import TensorHeader, read_header, refuse_other_formats
 
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".tar"}
@@ -52,6 +53,7 @@ class Checkpoint:
     metadata: dict[str, str] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)  # tensor name -> safetensors file
     pickled: Mapping[str, Tensor] = field(default_factory=dict)
+    gguf: GgufFile | None = None
 
     @property
     def name(self) -> str:
@@ -61,8 +63,19 @@ class Checkpoint:
     def nbytes(self) -> int:
         return sum(header.nbytes for header in self.headers.values())
 
-    def tensors(self, names: Mapping[str, str]) -> dict[str, Tensor]:
-        """Tensors by wanted name; `names` maps wanted name -> name in the file. Memory-mapped."""
+    def tensors(
+        self,
+        names: Mapping[str, str],
+        packed: Container[str] = (),
+        dtype: torch.dtype = torch.float32,
+    ) -> dict[str, Tensor]:
+        """Tensors by wanted name; `names` maps wanted name -> name in the file. Memory-mapped.
+
+        Block types of GGUF come dequantised in `dtype`, but for the wanted names in `packed`: those
+        stay rows of blocks.
+        """
+        if self.gguf is not None:
+            return self.gguf.tensors(names, packed, dtype)
         from safetensors import SafetensorError, safe_open
 
         found = {k: self.pickled[v] for k, v in names.items() if v in self.pickled}
@@ -88,11 +101,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return _open_folder(path)
     if path.name.endswith(".index.json"):
         return _open_index(path)
-    if path.suffix == ".gguf" or _starts_with(path, b"GGUF"):
-        raise CapabilityError(
-            f"{path.name} is a GGUF file, which this version does not read; "
-            "use the bf16, fp16 or fp32 safetensors of the same model"
-        )
+    if path.suffix == ".gguf" or _starts_with(path, MAGIC):
+        return _open_gguf(path)
     if path.suffix in PICKLES:
         return _open_pickle(path)
     header = read_header(path)
@@ -102,6 +112,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def _starts_with(path: Path, magic: bytes) -> bool:
     with path.open("rb") as file:
         return file.read(len(magic)) == magic
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start.startswith(MAGIC):
+        refuse_other_formats(path, start, path.stat().st_size)
+    gguf = read_gguf(path)
+    return Checkpoint(path, gguf.headers, gguf.metadata, gguf=gguf)
 
 
 def _open_folder(folder: Path) -> Checkpoint:

@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import CapabilityError
 from ..ops import Linear
 from .blocks import Mxfp8Linear, Nvfp4Linear
+from .ggml import BLOCK_TYPES, GgmlLinear
 from .linear import QuantisedLinear
 
 PLAIN = ("fp32", "fp16", "bf16")
@@ -24,13 +25,15 @@ LINEARS: dict[str, type[nn.Module]] = {
     "nvfp4": Nvfp4Linear,  # LightX2V's and ComfyUI's, e2m1 codes in blocks of 16
     "mxfp8": Mxfp8Linear,  # ComfyUI: e4m3 codes in blocks of 32
 }
+LOADED = f"{', '.join(LINEARS)} or GGUF"  # for messages
+# GGUF: by the type that most of the weights have; a file may mix them, plain ones included.
+LINEARS |= {f"gguf-{name}": GgmlLinear for name in ("F32", "F16", "BF16", *BLOCK_TYPES)}
 
 
 def select_linear(scheme: str) -> type[nn.Module]:
     """The class for `scheme`. Raises CapabilityError for one this version does not load."""
     if scheme not in LINEARS:
         raise CapabilityError(
-            f"weights quantised as {scheme} are not loaded by this version; "
-            f"use a file in {', '.join(LINEARS)}"
+            f"weights quantised as {scheme} are not loaded by this version; use a file in {LOADED}"
         )
     return LINEARS[scheme]

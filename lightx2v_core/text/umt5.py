@@ -1,13 +1,14 @@
 """The UMT5 text encoder of Wan, around the one in transformers. Reads no files.
 
 Sizes come from the shapes of the tensors; names may be those of the official release
-(`blocks.0.attn.q.weight`) or of Hugging Face (`encoder.block.0.layer.0.SelfAttention.q.weight`).
+(`blocks.0.attn.q.weight`), of Hugging Face (`encoder.block.0.layer.0.SelfAttention.q.weight`) or of
+llama.cpp (`enc.blk.0.attn_q.weight`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -29,12 +30,7 @@ BLOCK = re.compile(r"encoder\.block\.(\d+)\.")
 # Last parts of names that are no weights: the tokenizer, and the mark of scaled fp8.
 NOT_WEIGHTS = (SPIECE_MODEL, "scaled_fp8")
 
-# Of the first block's bias table: (name, whether it is the official layout). Every block of UMT5
-# has one; the names also tell it from the text half of Wan's CLIP file.
-BIAS_TABLES = (
-    ("blocks.0.pos_embedding.embedding.weight", True),
-    ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", False),
-)
+Names = tuple[tuple[str, str], ...]
 # (pattern, replacement) from official names to those of transformers.
 OFFICIAL_NAMES = (
     (r"token_embedding\.weight", "shared.weight"),
@@ -55,6 +51,41 @@ OFFICIAL_NAMES = (
     ),
     (r"blocks\.(\d+)\.ffn\.fc1\.weight", r"encoder.block.\1.layer.1.DenseReluDense.wi_1.weight"),
     (r"blocks\.(\d+)\.ffn\.fc2\.weight", r"encoder.block.\1.layer.1.DenseReluDense.wo.weight"),
+)
+
+# The same from llama.cpp's names: MODEL_TENSORS of T5ENCODER in gguf-py/gguf/constants.py.
+LLAMA_CPP_NAMES = (
+    (r"token_embd\.weight", "shared.weight"),
+    (r"enc\.output_norm\.weight", "encoder.final_layer_norm.weight"),
+    (r"enc\.blk\.(\d+)\.attn_norm\.weight", r"encoder.block.\1.layer.0.layer_norm.weight"),
+    (r"enc\.blk\.(\d+)\.ffn_norm\.weight", r"encoder.block.\1.layer.1.layer_norm.weight"),
+    (
+        r"enc\.blk\.(\d+)\.attn_([qkvo])\.weight",
+        r"encoder.block.\1.layer.0.SelfAttention.\2.weight",
+    ),
+    (
+        r"enc\.blk\.(\d+)\.attn_rel_b\.weight",
+        r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias.weight",
+    ),
+    (
+        r"enc\.blk\.(\d+)\.ffn_gate\.weight",
+        r"encoder.block.\1.layer.1.DenseReluDense.wi_0.weight",
+    ),
+    (
+        r"enc\.blk\.(\d+)\.ffn_up\.weight",
+        r"encoder.block.\1.layer.1.DenseReluDense.wi_1.weight",
+    ),
+    (
+        r"enc\.blk\.(\d+)\.ffn_down\.weight",
+        r"encoder.block.\1.layer.1.DenseReluDense.wo.weight",
+    ),
+)
+# Of the first block's bias table: (name, how the names of that layout become transformers'). Every
+# block of UMT5 has one; the names also tell it from the text half of Wan's CLIP file.
+BIAS_TABLES: tuple[tuple[str, Names], ...] = (
+    ("blocks.0.pos_embedding.embedding.weight", OFFICIAL_NAMES),
+    ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", ()),
+    ("enc.blk.0.attn_rel_b.weight", LLAMA_CPP_NAMES),
 )
 
 
@@ -171,9 +202,9 @@ def build_text_encoder(
     return TextEncoder(transformer, tokenizer)
 
 
-def check_text_encoder(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise CheckpointError for a file of another kind, before a tokenizer is looked for."""
-    _detect_layout(tensors, source)
+def check_text_encoder(names: Iterable[str], source: str) -> None:
+    """Raise CheckpointError for a file of another kind, before its tensors are read."""
+    _detect_layout(names, source)
 
 
 def _transformers_weights(
@@ -183,7 +214,7 @@ def _transformers_weights(
 
     Quantised weights become plain ones in `dtype`.
     """
-    prefix, is_official = _detect_layout(tensors, source)
+    prefix, names = _detect_layout(tensors, source)
     # With a prefix the file holds other models too, which are not ours to judge.
     own = {
         name.removeprefix(prefix): tensor
@@ -191,7 +222,7 @@ def _transformers_weights(
         if name.startswith(prefix) and name.rpartition(".")[2] not in NOT_WEIGHTS
     }
     weights = {
-        _transformers_name(name) if is_official else name: tensor
+        _transformers_name(name, names): tensor
         for name, tensor in dequantised(own, source, WHAT, dtype).items()
     }
     # One table under two names; files hold either or both.
@@ -201,7 +232,7 @@ def _transformers_weights(
     is_shared_bias = "encoder.block.1.layer.0.SelfAttention.q.weight" in weights and (
         "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight" not in weights
     )
-    if is_shared_bias and not is_official:
+    if is_shared_bias and names is not OFFICIAL_NAMES:
         raise CheckpointError(
             f"{source} is a T5 v1.1 text encoder such as T5-XXL, with one position bias for all "
             "blocks; Wan needs umt5_xxl"
@@ -209,25 +240,26 @@ def _transformers_weights(
     return weights
 
 
-def _detect_layout(tensors: Mapping[str, Tensor], source: str) -> tuple[str, bool]:
-    """The prefix of the encoder's names and whether they are the official ones."""
-    for table, is_official in BIAS_TABLES:
-        for name in tensors:
+def _detect_layout(stored: Iterable[str], source: str) -> tuple[str, Names]:
+    """The prefix of the encoder's names, and how the rest of them become those of transformers."""
+    stored = list(stored)
+    for table, names in BIAS_TABLES:
+        for name in stored:
             if name == table or name.endswith(f".{table}"):
-                return name.removesuffix(table), is_official
+                return name.removesuffix(table), names
     for suffix, is_what, advice in STRANGERS:
-        if any(name.endswith(suffix) for name in tensors):
+        if any(name.endswith(suffix) for name in stored):
             raise CheckpointError(f"{source} is {is_what}, not a {WHAT}; {advice}")
     raise CheckpointError(
-        f"{source} is not a {WHAT}: it holds {preview(tensors) or 'nothing'}; give umt5_xxl"
+        f"{source} is not a {WHAT}: it holds {preview(stored) or 'nothing'}; give umt5_xxl"
     )
 
 
-def _transformers_name(official: str) -> str:
-    for pattern, name in OFFICIAL_NAMES:
-        if match := re.fullmatch(pattern, official):
+def _transformers_name(stored: str, names: Names) -> str:
+    for pattern, name in names:
+        if match := re.fullmatch(pattern, stored):
             return match.expand(name)
-    return official
+    return stored
 
 
 def _make_config(weights: Mapping[str, Tensor], source: str) -> UMT5Config:

@@ -16,7 +16,7 @@ import comfy.model_management as mm
 import comfy.utils
 import torch
 import lora_checks  # noqa: F401 - registers its checks
-from small_files import write
+from small_files import write, write_gguf
 from small_models import (
     FILES,
     close,
@@ -311,6 +311,53 @@ def a_lora_on_nvfp4_adds_what_it_adds_to_the_weights_they_stand_for() -> str:
     assert relative(changed, ksampler(fp4)) > 1e-2, "the LoRA changed nothing"
     assert torch.equal(ksampler(with_lora(fp4)), changed)
     return close(changed, ksampler(applied(ours("t2v_nvfp4_meant"))[0]))
+
+
+def load_gguf(name: str) -> object:
+    choices = {"quantisation": "keep", "attention": "auto", "memory": "auto"}
+    return run("LightX2VLoadModel", file=name, **choices)[0]
+
+
+@check
+def a_gguf_file_runs_and_takes_a_native_lora_as_the_weights_it_stands_for() -> str:
+    folder = WORK / "models/diffusion_models"
+    write(folder / "gguf_meant.safetensors", write_gguf(folder / "t2v_q8.gguf", FILES["t2v"]))
+    model, meant = load_gguf("t2v_q8.gguf"), ours("gguf_meant")
+    plain = ksampler(model)
+    error = close(plain, ksampler(meant))
+    patched = ksampler(with_lora(model))
+    assert relative(patched, plain) > 1e-3
+    assert torch.equal(ksampler(applied(model)[0]), patched)
+    assert torch.equal(ksampler(model), plain)
+    told = sentence(lambda: model.get_key_patches())
+    assert "stored as torch.uint8" in told, told
+    return f"{error}; LoRA {close(patched, ksampler(with_lora(meant)))}"
+
+
+@check
+def gguf_files_are_listed_for_our_loader_alone_and_from_the_folder_of_comfyui_gguf() -> None:
+    import folder_paths
+
+    files, keys = pack("nodes.files"), dict(folder_paths.folder_names_and_paths)
+    (WORK / "models/diffusion_models/below").mkdir(exist_ok=True)
+    (WORK / "elsewhere").mkdir(exist_ok=True)
+    write_gguf(WORK / "models/diffusion_models/below/one.gguf", FILES["t2v"])
+    write_gguf(WORK / "elsewhere/two.gguf", FILES["t2v"])
+    below = str(Path("below") / "one.gguf")
+    listed = files.list_files("diffusion_models")
+    assert below in listed and "two.gguf" not in listed, listed
+    assert "t2v.safetensors" in listed
+    assert load_gguf(below) is not None
+    assert folder_paths.folder_names_and_paths == keys
+    assert below not in folder_paths.get_filename_list("diffusion_models")
+    folder_paths.folder_names_and_paths["unet_gguf"] = ([str(WORK / "elsewhere")], {".gguf"})
+    try:
+        listed = files.list_files("diffusion_models")
+        assert below in listed and "two.gguf" in listed, listed
+        assert files.resolve("diffusion_models", "two.gguf") == WORK / "elsewhere/two.gguf"
+    finally:
+        del folder_paths.folder_names_and_paths["unet_gguf"]
+    assert "two.gguf" not in files.list_files("vae") + files.list_files("text_encoders")
 
 
 @check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,28 @@ def write(path: Path, tensors: dict[str, Tensor], **metadata: Any) -> Path:
     contiguous = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
     save_file(contiguous, path, metadata={"format": "pt", **metadata})
     return path
+
+
+def write_gguf(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices of the blocks in Q8_0, the rest in F32; returns the numbers they stand for."""
+    meant, entries, chunks, offset = dict(tensors), b"", b"", 0
+    for name, tensor in tensors.items():
+        kind, data = 0, tensor.float().contiguous().numpy().tobytes()
+        if name.startswith("blocks.") and name.endswith("weight") and tensor.ndim == 2:
+            rows = tensor.reshape(-1, 32)
+            scale = (rows.abs().amax(dim=1, keepdim=True) / 127).half()
+            codes = (rows / scale.float()).round().clamp(-127, 127).to(torch.int8)
+            meant[name] = (codes.float() * scale.float()).reshape(tensor.shape)
+            kind = 8
+            data = (
+                torch.cat((scale.view(torch.uint8), codes.view(torch.uint8)), 1).numpy().tobytes()
+            )
+        axes = tensor.shape[::-1]
+        entries += struct.pack("<Q", len(name)) + name.encode()
+        entries += struct.pack(f"<I{len(axes)}QIQ", len(axes), *axes, kind, offset)
+        chunks += data + bytes(-len(data) % 32)
+        offset = len(chunks)
+    field = struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<IQ", 8, 3) + b"wan"
+    header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 1) + field + entries
+    path.write_bytes(header + bytes(-len(header) % 32) + chunks)
+    return meant

@@ -24,7 +24,7 @@ HOST_MODULES = {"comfy", "folder_paths", "comfy_api", "comfy_extras", "node_help
 # Third-party modules that only these files may import.
 RESERVED = {
     "torch.distributed": "parallel/",
-    "gguf": "checkpoint/gguf.py",
+    "gguf": "quant/gguf_package.py",
     "sageattention": "ops/attention.py",
     "flash_attn": "ops/attention.py",
     "comfy_kitchen": "ops/",

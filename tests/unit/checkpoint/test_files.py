@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from lightx2v_core.assemble import load_transformer
 from lightx2v_core.checkpoint.layouts import to_diffusers
 from lightx2v_core.checkpoint.source import open_checkpoint
-from lightx2v_core.errors import CapabilityError, CheckpointError
+from lightx2v_core.errors import CheckpointError
 from tests.conftest import tiny_inputs, tiny_model
 
 WEIGHTS = tiny_model().state_dict()
@@ -191,13 +191,6 @@ def test_a_model_folder_is_not_confused_by_what_lies_beside_the_transformer(fold
 
     assert open_checkpoint(folder).headers.keys() == WEIGHTS.keys()
     assert open_checkpoint(folder / "text").headers.keys() == {"shared.weight"}
-
-
-def test_a_gguf_file_is_refused_by_name(folder):
-    (folder / "model.gguf").write_bytes(b"GGUF" + bytes(60))
-
-    with pytest.raises(CapabilityError, match="GGUF file, which this version does not read"):
-        open_checkpoint(folder / "model.gguf")
 
 
 def test_a_wrong_file_for_the_transformer_is_told_where_it_belongs(folder):
