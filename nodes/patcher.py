@@ -30,6 +30,11 @@ class ResidentPatcher(comfy.model_patcher.ModelPatcher):
     def engine(self) -> Residency:
         return self.model.engine
 
+    @property
+    def _transformer(self) -> torch.nn.Module:
+        """What steps of a LoRA are kept on; VAE and text encoder have no such part."""
+        return getattr(self.model, "diffusion_model", self.model)
+
     def model_size(self) -> int:
         """All weights and LoRA, also the LoRA that the next load will bring."""
         if self._is_applied():
@@ -92,7 +97,7 @@ class ResidentPatcher(comfy.model_patcher.ModelPatcher):
     ) -> None:
         if unpatch_weights:
             set_lora(self.model, {})
-            keep_steps(self.model.diffusion_model)
+            keep_steps(self._transformer)
             self.engine.release()
         super().unpatch_model(None, unpatch_weights)  # None: the host must not move the module
         if unpatch_weights:
@@ -152,5 +157,5 @@ class ResidentPatcher(comfy.model_patcher.ModelPatcher):
         set_lora(self.model, moved)
         filled = (branch for made in moved.values() for branch in made)
         sums = changing_sums(self, in_place)
-        keep_steps(self.model.diffusion_model, filled, sums)
+        keep_steps(self._transformer, filled, sums)
         self.model.current_weight_patches_uuid = None if merge else self.patches_uuid

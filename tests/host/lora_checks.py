@@ -201,9 +201,10 @@ def the_order_of_two_loras_changes_not_even_the_last_bit() -> None:
 @check
 def ten_strengths_in_a_row_hold_as_many_tensors_and_move_no_base_weight() -> str:
     model = base()
-    transformer, engine = model.model.diffusion_model, model.model.engine
+    transformer, engine_slots = model.model.diffusion_model, pack("lightx2v_core.memory.slots")
     plain, counts, moved = ksampler(model, steps=1), [], []
-    fetch, engine._fetch = engine._fetch, lambda t, d: (moved.append(1), fetch(t, d))[1]
+    put = engine_slots.Slot.put
+    engine_slots.Slot.put = lambda slot, tensor: (moved.append(slot.name), put(slot, tensor))[1]
     places = {name: p.data_ptr() for name, p in transformer.named_parameters()}
     for step in range(1, 11):
         patched = applied(model, strength=step / 10)
@@ -212,7 +213,7 @@ def ten_strengths_in_a_row_hold_as_many_tensors_and_move_no_base_weight() -> str
         if step in (2, 10):
             gc.collect()
             counts.append(sum(isinstance(o, torch.Tensor) for o in gc.get_objects()))
-    engine._fetch = fetch
+    engine_slots.Slot.put = put
     assert counts[0] == counts[1], counts
     assert not moved
     assert torch.equal(ksampler(model, steps=1), plain)
