@@ -27,7 +27,7 @@ from .errors import RequestError
 from .lora.apply import apply_loras
 from .lora.read import read_lora
 from .media import to_uint8
-from .presets import Overrides, Preset, make_plan, preset_for
+from .presets import Overrides, Preset, make_plan, note_for, preset_for
 from .sampling.loop import make_noise, sample
 from .text.umt5 import TextEncoder
 from .wan.config import WanConfig
@@ -132,8 +132,7 @@ class Pipeline:
 
     def plan(self, overrides: Overrides = Overrides()) -> SamplerPlan:
         """The plan `generate` would follow, without running anything."""
-        unknown = self.experts[0].info.release == "unknown"
-        note = "release unknown: distilled settings assumed" if unknown else ""
+        note = note_for(self.experts[0].info)
         return make_plan(self.preset, overrides, len(self.experts), note)
 
     def set_loras(self, files: Sequence[tuple[Path, float]]) -> list[str]:

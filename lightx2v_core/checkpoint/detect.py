@@ -1,12 +1,14 @@
 """Recognise a file from names, shapes, dtypes and its own name. Reads no weights.
 
 What the header cannot tell (the release, the expert, whether a T2V 14B is Wan 2.1 or 2.2) comes
-from the published file names; where those are silent too it stays "unknown", never a guess.
+from the published file names in registry.py; where those are silent too it stays "unknown", never
+a guess.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
@@ -14,13 +16,16 @@ from math import prod
 from ..errors import CheckpointError, preview
 from ..quant.schemes import LINEARS
 from ..wan.config import CLIP_TOKENS, HEAD_DIM, WanConfig
+from .families import other_family
 from .headers import TensorHeader
 from .layouts import official_names
+from .parts import WIDTHS as SIZES
+from .parts import LoraFacts, detect_part, linear_scheme
+from .registry import UNKNOWN, refine
 from .source import Checkpoint
+from .stored import PLAIN_SCHEMES, scheme_of
 
-UNKNOWN = "unknown"
-
-SIZES = {1536: "1.3B", 3072: "5B", 5120: "14B"}
+METADATA_PREFIX = "lightx2v."
 
 # (kind, a tensor name ending only that kind has); the first match wins.
 OTHER_KINDS = (
@@ -33,34 +38,13 @@ OTHER_KINDS = (
     ("clip vision", "visual.patch_embedding.weight"),
     ("clip vision", "vision_model.embeddings.patch_embedding.weight"),
 )
-LORA_MARKS = (".lora_up.weight", ".lora_down.weight", ".lora_A.weight", ".lora_B.weight", ".diff")
-
-# (a tensor prefix, the family it belongs to): recognised and refused by name.
-OTHER_FAMILIES = (
-    ("vace_", "VACE"),
-    ("control_adapter.", "Fun Camera"),
-    ("pose_patch_embedding.", "Animate"),
-    ("audio_proj", "HuMo"),
-    ("casual_audio_encoder.", "S2V"),
-    ("cond_encoder.", "S2V"),
-    ("ref_conv.", "Fun Control"),
-    ("guidance_embedding.", "dynamic-CFG distill"),
-    ("time_embedding_r.", "mean-flow distill"),
+LORA_MARKS = (
+    *(".lora_up.weight", ".lora_down.weight", ".lora_A.weight", ".lora_B.weight"),
+    *(".lora_A", ".lora_B", ".lora_A.default.weight", ".lora.up.weight", "_lora.up.weight"),
+    *(".lora_linear_layer.up.weight", ".diff", ".diff_b", ".diff_m", ".lokr_w1", ".hada_w1_a"),
 )
-
-# (pattern in file or folder name, release); the first match wins.
-RELEASES = (
-    (r"seko-v2", "lightning-seko-v2.0"),
-    (r"seko-v1\.1", "lightning-seko-v1.1"),
-    (r"seko-v1", "lightning-seko-v1"),
-    (r"250928", "lightning-250928"),
-    (r"260412", "distill-260412"),
-    (r"lightx2v_4step_1030|_1030", "distill-1030"),
-    (r"_1022", "distill-1022"),
-    (r"_1217", "distill-1217"),
-    (r"moe-distill", "moe-distill"),
-    (r"lightx2v_4step|stepdistill|step_distill|distill_model", "distill"),
-)
+PART = "transformer part"
+BLOCK_PART = re.compile(r"(^|\.)blocks\.\d+\.(self_attn\.q\.weight|attn1\.to_q\.weight)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +64,14 @@ class CheckpointInfo:
     tensors: int = 0
     config: WanConfig | None = None
     refusal: str | None = None
+    dialect: str | None = None  # who writes quantised files in this form
+    unusable: str | None = None  # why not even the loader of its own kind takes it
+    lora: LoraFacts | None = None
+    repository: str | None = None
+    licence: str | None = None
+    source: str | None = None  # where the published name was seen
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
@@ -87,7 +79,9 @@ class CheckpointInfo:
     def describe(self) -> str:
         """One line for people: Wan 2.2 i2v 14B, high-noise expert, bf16, release distill."""
         if self.kind != "transformer":
-            return f"{self.kind}, {self.scheme}, {self.tensors} tensors"
+            words = (self.family, self.task, self.size, self.expert and f"{self.expert} noise")
+            named = [word for word in (*words, self.release) if word and word != UNKNOWN]
+            return ", ".join((self.kind, *named, self.scheme, f"{self.tensors} tensors"))
         expert = f", {self.expert}-noise expert" if self.expert else ""
         family = f"Wan of {self.family} version" if self.family == UNKNOWN else self.family
         return (
@@ -97,41 +91,57 @@ class CheckpointInfo:
 
 
 def detect(checkpoint: Checkpoint) -> CheckpointInfo:
-    """Look at headers and names only."""
+    """Look at headers and names only: what the header says, refined by what the names add."""
+    label = f"{checkpoint.path.parent.name}/{checkpoint.name}"
+    ours = {
+        key.removeprefix(METADATA_PREFIX): str(value)
+        for key, value in checkpoint.metadata.items()
+        if key.startswith(METADATA_PREFIX)
+    }
+    return refine(_read_header(checkpoint), label, ours)
+
+
+def _read_header(checkpoint: Checkpoint) -> CheckpointInfo:
     headers = checkpoint.headers
     if not (found := official_names(headers)):
-        kind = _other_kind(headers)
-        scheme = _common_scheme(headers)
-        return CheckpointInfo(
-            kind,
-            scheme=scheme,
-            bytes=checkpoint.nbytes,
-            tensors=len(headers),
-            refusal=_kind_refusal(checkpoint, kind),
-        )
+        return _read_part(checkpoint)
     layout, names = found
     official = {name: headers[stored] for name, stored in names.items()}
     config = read_config(official, checkpoint.name)
     scheme = _block_scheme(official)
-    label = f"{checkpoint.path.parent.name}/{checkpoint.name}".lower()
-    metadata = {k.removeprefix("lightx2v."): v for k, v in checkpoint.metadata.items()}
-    release = metadata.get("release") or _release(label)
-    family = metadata.get("family") or _family(config, label)
-    distilled = release not in (UNKNOWN, "demo-teacher")
     return CheckpointInfo(
         kind="transformer",
-        family=family,
+        family=_family(config),
         task=_task(config),
-        expert=metadata.get("expert") or _expert(label, family),
         size=SIZES.get(config.dim, f"{sum(prod(h.shape) for h in official.values()) / 1e6:.1f}M"),
         layout=layout,
         scheme=scheme,
-        release=release,
-        preset=_preset(config) if distilled else None,
         bytes=checkpoint.nbytes,
         tensors=len(headers),
         config=config,
         refusal=_refusal(checkpoint, official, config, scheme),
+        dialect=_dialect(official, checkpoint.metadata),
+    )
+
+
+def _read_part(checkpoint: Checkpoint) -> CheckpointInfo:
+    """A file that is no transformer, or only a part of one."""
+    headers = checkpoint.headers
+    kind = _other_kind(headers)
+    part = detect_part(kind, headers)
+    return CheckpointInfo(
+        kind,
+        family=part.family or UNKNOWN,
+        task=part.task or UNKNOWN,
+        size=part.size or UNKNOWN,
+        layout=part.layout or UNKNOWN,
+        scheme=linear_scheme(headers),
+        bytes=checkpoint.nbytes,
+        tensors=len(headers),
+        refusal=_kind_refusal(checkpoint, kind, part.unusable),
+        dialect=_dialect(headers, checkpoint.metadata),
+        unusable=part.unusable,
+        lora=part.lora,
     )
 
 
@@ -168,16 +178,25 @@ def _other_kind(headers: Mapping[str, TensorHeader]) -> str:
             return kind
     if any(name.endswith(LORA_MARKS) for name in headers):
         return "lora"
-    return UNKNOWN
+    if any(BLOCK_PART.search(name) for name in headers):
+        return PART
+    return "add-on" if other_family(headers) else UNKNOWN
 
 
-def _kind_refusal(checkpoint: Checkpoint, kind: str) -> str:
-    advice = {
+def _kind_refusal(checkpoint: Checkpoint, kind: str, unusable: str | None) -> str:
+    if kind == PART:
+        return (
+            f"{checkpoint.name} holds blocks of a Wan transformer and not the rest of it; give the "
+            "whole folder (block_0 to the last, and non_block), or the file that is not split"
+        )
+    advice = unusable or {
         "vae": "load it with the VAE loader",
         "tiny vae": "it is a preview decoder, not a full VAE",
         "text encoder": "load it with the text encoder loader",
         "clip vision": "load it with CLIPVisionLoader",
         "lora": "apply it to a model with a LoRA node",
+        "add-on": f"it belongs to Wan {other_family(checkpoint.headers)}, which this version does "
+        "not run",
     }.get(kind, f"it holds {preview(checkpoint.headers)}; use a Wan 2.1 or 2.2 transformer file")
     what = f"a {kind} file" if kind != UNKNOWN else "of no kind known here"
     return f"{checkpoint.name} is not a Wan transformer but {what}: {advice}"
@@ -191,58 +210,45 @@ def _task(config: WanConfig) -> str:
     return "flf2v" if config.clip_tokens == 2 * CLIP_TOKENS else "i2v"
 
 
-def _family(config: WanConfig, label: str) -> str:
+def _family(config: WanConfig) -> str:
+    """Wan 2.1's and 2.2's T2V 14B have the same shapes: of them only a name can tell."""
     if config.out_dim == 48:
         return "wan2.2"
     if config.clip_tokens or config.dim == 1536:
         return "wan2.1"
-    if config.takes_image:
-        return "wan2.2"  # only the A14B experts take an image without CLIP
-    if re.search(r"wan_?2[._]?2|a14b|(high|low)_noise", label):
-        return "wan2.2"
-    return "wan2.1" if re.search(r"wan_?2[._]?1", label) else UNKNOWN
-
-
-def _expert(label: str, family: str) -> str | None:
-    if family != "wan2.2":
-        return None
-    if match := re.search(r"(high|low)[_-]?(noise|lightx2v)?", label):
-        return match.group(1)
-    return None
-
-
-def _release(label: str) -> str:
-    return next((name for pattern, name in RELEASES if re.search(pattern, label)), UNKNOWN)
-
-
-def _preset(config: WanConfig) -> str:
-    return "flf2v-4step" if config.clip_tokens == 2 * CLIP_TOKENS else "distill-4step"
-
-
-PLAIN_SCHEMES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
-
-
-def _common_scheme(headers: Mapping[str, TensorHeader]) -> str:
-    """The scheme of the largest tensor, for files that are not transformers."""
-    largest = max(headers.values(), key=lambda header: prod(header.shape), default=None)
-    return PLAIN_SCHEMES.get(largest.dtype, largest.dtype.lower()) if largest else UNKNOWN
+    return "wan2.2" if config.takes_image else UNKNOWN  # only A14B takes a picture without CLIP
 
 
 def _block_scheme(headers: Mapping[str, TensorHeader]) -> str:
-    linear = "blocks.0.ffn.0."
-    weight = headers.get(linear + "weight")
-    if weight is None:
-        return UNKNOWN
-    scale = headers.get(linear + "weight_scale") or headers.get(linear + "scale_weight")
-    if weight.dtype == "F8_E4M3":
-        if scale is None:
-            return "fp8-cast"
-        return "fp8-row" if prod(scale.shape) > 1 else "fp8-tensor"
-    if weight.dtype == "I8":
-        return "int8-row" if scale and prod(scale.shape) > 1 else "int8-tensor"
-    if weight.dtype == "U8" and scale:
-        return "nvfp4"
-    return {"F8_E5M2": "fp8-e5m2"}.get(weight.dtype, PLAIN_SCHEMES.get(weight.dtype, UNKNOWN))
+    """The most frequent scheme of the blocks' linears; quantised ones come first."""
+    counts: Counter[str] = Counter()
+    for name, weight in headers.items():
+        if name.startswith("blocks.") and name.endswith(".weight") and len(weight.shape) == 2:
+            stem = name.removesuffix("weight")
+            scale = headers.get(stem + "weight_scale") or headers.get(stem + "scale_weight")
+            counts[scheme_of(weight, scale)] += 1
+    quantised = {s: n for s, n in counts.items() if s not in PLAIN_SCHEMES.values()}
+    found = quantised or counts
+    return max(found, key=lambda scheme: found[scheme]) if found else UNKNOWN
+
+
+# (dialect, end of a tensor's name that only it has); the first match wins.
+DIALECTS = (
+    ("ComfyUI (comfy_quant)", ".comfy_quant"),
+    ("ComfyUI (scaled_fp8)", "scaled_fp8"),
+    ("ComfyUI", ".weight_scale_2"),
+    ("LightX2V", ".input_global_scale"),
+    ("LightX2V, without its calibration", ".weight_global_scale"),
+    ("ComfyUI", ".scale_weight"),
+    ("LightX2V", ".weight_scale"),
+)
+
+
+def _dialect(headers: Mapping[str, TensorHeader], metadata: Mapping[str, str]) -> str | None:
+    """Whose form of quantised file this is; None for plain files and for casts without scales."""
+    if "_quantization_metadata" in metadata:
+        return "ComfyUI (metadata)"
+    return next((d for d, end in DIALECTS if any(name.endswith(end) for name in headers)), None)
 
 
 def _refusal(
@@ -253,11 +259,8 @@ def _refusal(
 ) -> str | None:
     """Why this transformer cannot be run by this version, or None."""
     name = checkpoint.name
-    for prefix, family in OTHER_FAMILIES:
-        if any(key.startswith(prefix) for key in headers):
-            return (
-                f"{name} is a Wan {family} model, which this version does not run; use T2V or I2V"
-            )
+    if family := other_family(headers, config.dim):
+        return f"{name} is a Wan {family} model, which this version does not run; use T2V or I2V"
     if config.out_dim == 48:
         return f"{name} is the Wan 2.2 5B model, which this version does not run; use a 14B or 1.3B"
     if _task(config) == UNKNOWN:
