@@ -22,7 +22,7 @@ UMT5 = "a UMT5-XXL text encoder (umt5_xxl_fp16, umt5_xxl_fp8_e4m3fn_scaled)"
 VAE_21 = "the Wan 2.1 VAE (wan_2.1_vae), for Wan 2.2 14B too"
 VAE_22 = "the Wan 2.2 VAE (wan2.2_vae)"
 CLIP = "the CLIP image encoder clip_vision_h"
-DEMO = "the other files of the demo (VAE and text encoder), in lightx2v_core/demo"
+DEMO = "the other files of the demo, in lightx2v_core/demo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,7 @@ class Report:
     needs: Needs
     goes_with: tuple[str, ...]
     problem: str | None  # why this version cannot use it
+    files: int = 1
 
     def as_json(self) -> dict[str, object]:
         needs = {
@@ -73,6 +74,7 @@ class Report:
         }
         return {
             **self.info.as_json(),
+            "files": self.files,
             "runs": self.problem is None,
             "needs": needs,
             "goes_with": list(self.goes_with),
@@ -82,7 +84,8 @@ class Report:
         info = self.info
         stored = (info.scheme, info.dialect and f"as {info.dialect} writes it")
         names = f"{info.layout} names" if info.layout != UNKNOWN else None
-        words = [*stored, names, f"{info.tensors} tensors", gigabytes(info.bytes)]
+        files = f"{self.files} files" if self.files > 1 else None
+        words = [*stored, names, files, f"{info.tensors} tensors", gigabytes(info.bytes)]
         lines = [
             f"{self.name}: {info.describe()}, {gigabytes(info.bytes)}",
             f"format: {', '.join(word for word in words if word)}",
@@ -116,11 +119,14 @@ def make_report(checkpoint: Checkpoint) -> Report:
         _needs(info, preset),
         tuple(goes_with(info, checkpoint.name)),
         problem,
+        max(1, len(set(checkpoint.files.values()))),
     )
 
 
 def goes_with(info: CheckpointInfo, name: str) -> list[str]:
     """What else one generation with this file takes; `name` shows what the other expert's is."""
+    if info.release.startswith("demo"):
+        return [DEMO]
     if info.kind == "transformer":
         return _transformer_goes_with(info, name)
     if info.kind == "lora" and not info.unusable:
@@ -139,8 +145,6 @@ def goes_with(info: CheckpointInfo, name: str) -> list[str]:
 
 
 def _transformer_goes_with(info: CheckpointInfo, name: str) -> list[str]:
-    if info.release.startswith("demo"):
-        return [DEMO]
     parts = [UMT5, VAE_22 if info.size == "5B" else VAE_21]
     if info.config and info.config.clip_tokens:
         parts.append(CLIP)

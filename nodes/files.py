@@ -5,17 +5,16 @@ They are listed here and not registered with folder_paths, where every other loa
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import folder_paths
 
+from ..lightx2v_core.checkpoint.source import whole
 from ..lightx2v_core.errors import CheckpointError
 from ..lightx2v_core.presets import DEMO_FILES, DEMO_FOLDER
 
 DEMO_PREFIX = "lightx2v_demo/"
 DEMO_PARTS = {"diffusion_models": ("t2v", "i2v"), "vae": ("vae",), "text_encoders": ("text",)}
-SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 def list_files(folder: str) -> list[str]:
@@ -26,7 +25,7 @@ def list_files(folder: str) -> list[str]:
 
 
 def resolve(folder: str, name: str) -> Path:
-    """The path behind a listed name; for one shard of many, the folder they are in."""
+    """The path behind a listed name; for one file of many, the folder they are in."""
     if name.startswith(DEMO_PREFIX):
         path = DEMO_FOLDER / name.removeprefix(DEMO_PREFIX)
     else:
@@ -36,7 +35,7 @@ def resolve(folder: str, name: str) -> Path:
             f"{name} is not in the folder {folder} any more; press R to refresh the lists and "
             "choose another file"
         )
-    return path.parent if SHARD.search(path.name) else path
+    return whole(path)
 
 
 def fingerprint(folder: str, name: str) -> str:

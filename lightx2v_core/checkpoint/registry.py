@@ -261,7 +261,7 @@ def refine(info: CheckpointInfo, label: str, metadata: Mapping[str, str]) -> Che
 
 
 def _preset(info: CheckpointInfo, row: Published | None, release: str) -> str | None:
-    if release == "demo":
+    if release == "demo" and info.kind == "transformer":
         return "demo-4step"
     if row is None or row.preset is None:
         return None
