@@ -16,7 +16,15 @@ from lightx2v_core.checkpoint.source import Checkpoint
 from lightx2v_core.presets import PRESETS
 from lightx2v_core.quant.schemes import LINEARS
 from lightx2v_core.report import make_report
-from tests.headers.formats import pairs_only, umt5
+from tests.headers.formats import (
+    clip,
+    extracted_lora,
+    lightx2v_fp8,
+    nvfp4,
+    pairs_only,
+    quantised,
+    umt5,
+)
 from tests.headers.published import LORAS, PARTS, TRANSFORMERS, Fixture
 from tests.headers.reconstruct import Header, reconstruct
 
@@ -48,6 +56,33 @@ def test_a_published_file_is_told_by_header_and_name(fixture):
     assert kind in (info.kind, None)
     assert info.warnings == (), fixture.note
     assert (report.problem is None) == (kind != "transformer" or info.scheme in LINEARS)
+
+
+# (header, bytes of tensor data, from where they are known)
+SIZES = (
+    (lambda: nvfp4("wan2.2_i2v_a14b_high_noise"), 8_379_610_368, 0, "gufisha/WAN2.2 on HF"),
+    (
+        lambda: quantised(
+            "wan2.2_i2v_a14b_high_noise", "F8_E4M3", "weight_scale", ("rows", 1), "BF16"
+        ),
+        *(14_536_468_608, 0, "gufisha/WAN2.2 on HF"),
+    ),
+    (lambda: extracted_lora("wan2.1_i2v_14b", 64), 739e6, 0.005, "card of Wan2.1-Distill-Loras"),
+    (lambda: extracted_lora("wan2.1_t2v_14b", 64), 631e6, 0.005, "card of Wan2.1-Distill-Loras"),
+    (lambda: pairs_only("wan2.2_t2v_a14b_low_noise", 64), 614e6, 0.005, "Wan2.2-Distill-Loras"),
+    (lambda: pairs_only("wan2.1_t2v_14b", 64, "F32", True), 1.23e9, 0.005, "Wan2.2-Lightning"),
+    (lambda: lightx2v_fp8("wan2.2_i2v_a14b_high_noise"), 15e9, 0.01, "Wan2.2-Distill-Models"),
+    (lambda: umt5("official", "F8_E4M3", "weight_scale"), 6.7e9, 0.01, "LightX2V's docs"),
+    (lambda: umt5("huggingface", "F16"), 11.4e9, 0.01, "LightX2V's docs"),
+    (lambda: clip("official"), 1.26e9, 0.01, "LightX2V's docs"),
+)
+
+
+@pytest.mark.parametrize(("make", "size", "within", "known_from"), SIZES)
+def test_a_reconstructed_header_is_as_large_as_the_published_file(make, size, within, known_from):
+    nbytes = as_checkpoint(make()).nbytes
+
+    assert abs(nbytes - size) <= within * size, f"{nbytes} bytes; {known_from}"
 
 
 @pytest.mark.parametrize("fixture", (*TRANSFORMERS, *LORAS, *PARTS), ids=label)
