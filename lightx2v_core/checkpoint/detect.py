@@ -16,7 +16,7 @@ from math import prod
 from ..errors import CheckpointError, preview
 from ..quant.schemes import LINEARS
 from ..wan.config import CLIP_TOKENS, HEAD_DIM, WanConfig
-from .families import other_family
+from .families import add_on_family, other_family
 from .headers import TensorHeader
 from .layouts import official_names
 from .parts import WIDTHS as SIZES
@@ -180,7 +180,7 @@ def _other_kind(headers: Mapping[str, TensorHeader]) -> str:
         return "lora"
     if any(BLOCK_PART.search(name) for name in headers):
         return PART
-    return "add-on" if other_family(headers) else UNKNOWN
+    return "add-on" if add_on_family(headers) else UNKNOWN
 
 
 def _kind_refusal(checkpoint: Checkpoint, kind: str, unusable: str | None) -> str:
@@ -195,7 +195,7 @@ def _kind_refusal(checkpoint: Checkpoint, kind: str, unusable: str | None) -> st
         "text encoder": "load it with the text encoder loader",
         "clip vision": "load it with CLIPVisionLoader",
         "lora": "apply it to a model with a LoRA node",
-        "add-on": f"it belongs to Wan {other_family(checkpoint.headers)}, which this version does "
+        "add-on": f"it belongs to Wan {add_on_family(checkpoint.headers)}, which this version does "
         "not run",
     }.get(kind, f"it holds {preview(checkpoint.headers)}; use a Wan 2.1 or 2.2 transformer file")
     what = f"a {kind} file" if kind != UNKNOWN else "of no kind known here"

@@ -78,6 +78,12 @@ def other_family(names: Iterable[str], dim: int = 0) -> str | None:
     return "LongCat" if dim == LONGCAT_DIM else None
 
 
+def add_on_family(names: Iterable[str]) -> str | None:
+    """The same for a file without a transformer: only by tensors that are inside Wan's blocks."""
+    names = [name for name in names if name.startswith(("vace_", "blocks."))]
+    return other_family(names)
+
+
 def named_family(name: str) -> str | None:
     """The family a file's own name speaks of, in lower case."""
     return next(
