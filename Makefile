@@ -36,9 +36,9 @@ demo: $(RUN_READY)
 		--image lightx2v_core/demo/start.png \
 		--seed 1 --output out/demo_i2v.mp4 --contact-sheet out/demo_i2v.png
 
-# loadgroup: the groups that tests/conftest.py makes; in order, so that the slow host tests go first.
+# loadscope: the groups that tests/conftest.py makes; in order, so that the slow host tests go first.
 test: $(DEV_READY)
-	$(PYTHON) -m pytest -m "not gpu" -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+	$(PYTHON) -m pytest -m "not gpu" -n $(JOBS) --dist loadscope --no-loadscope-reorder
 
 test-gpu: $(DEV_READY)
 	$(PYTHON) -m pytest -m gpu tests/gpu

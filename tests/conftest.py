@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import re
 from collections import Counter
 
 import pytest
@@ -14,18 +15,27 @@ from lightx2v_core.wan.config import WanConfig
 from lightx2v_core.wan.model import WanModel
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For pytest-xdist: what shares something slow stays in one worker, in its order.
+def group_of(nodeid: str) -> str:
+    """What shares something slow: a script or the server in one ComfyUI, elsewhere a file."""
+    file, _, rest = nodeid.partition("::")
+    function, _, parameters = rest.partition("[")
+    host = re.match(r"(\d+\.[\d.]+)[-\]]", parameters)
+    if "tests/host/" not in file or host is None:
+        return file
+    return f"{function if 'inside' in file else 'server'} in {host.group(1)}"
 
-    That is a script or a server in one ComfyUI, elsewhere the fixtures of a file.
-    """
-    for item in items:
-        used, group = getattr(item, "fixturenames", ()), item.path.name
-        if "host" in used:
-            shared = "server" if "server" in used else item.originalname
-            group = f"{shared}-{item.callspec.id.partition('-')[0]}"
-        item.add_marker(pytest.mark.xdist_group(group))
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """For pytest-xdist: a group stays in one worker, in its order. Groups by name, since marks for
+    `--dist loadgroup` are lost with pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return ByGroup(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 def pytest_collection_finish() -> None:
