@@ -255,7 +255,7 @@ def refine(info: CheckpointInfo, label: str, metadata: Mapping[str, str]) -> Che
         repository=row.repository if row else None,
         licence=_licence(row) if row else None,
         source=row.source if row else None,
-        notes=tuple(note for note in (NOTES.get(release), _named_note(info, name)) if note),
+        notes=tuple(note for note in (NOTES.get(release) or _named_note(info, name),) if note),
         warnings=tuple(warnings),
     )
 
