@@ -1,5 +1,6 @@
 # make demo | test | check | fix | test-gpu
 # PYTHON=... uses an interpreter of your own, which must already have what it needs.
+# JOBS=n runs the tests in n processes. One test alone: $(PYTHON) -m pytest tests/unit/test_x.py -k y
 ifdef PYTHON
 RUN_READY =
 DEV_READY =
@@ -9,6 +10,7 @@ RUN_READY = .venv/.run-ready
 DEV_READY = .venv/.dev-ready
 endif
 
+JOBS = 2
 DEMO_PROMPT = a large blue circle moving right on a dark background
 START_PROMPT = a red circle moving right on a dark background
 
@@ -34,8 +36,9 @@ demo: $(RUN_READY)
 		--image lightx2v_core/demo/start.png \
 		--seed 1 --output out/demo_i2v.mp4 --contact-sheet out/demo_i2v.png
 
+# loadscope: the groups that tests/conftest.py makes; in order, so that the slow host tests go first.
 test: $(DEV_READY)
-	$(PYTHON) -m pytest -m "not gpu"
+	$(PYTHON) -m pytest -m "not gpu" -n $(JOBS) --dist loadscope --no-loadscope-reorder
 
 test-gpu: $(DEV_READY)
 	$(PYTHON) -m pytest -m gpu tests/gpu

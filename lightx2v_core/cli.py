@@ -156,23 +156,14 @@ def _gigabytes(text: str) -> float | None:
 
 def run_inspect(options: argparse.Namespace) -> int:
     """Print what a file is. Exit code 0 for anything recognised, 1 for an unreadable file."""
-    from .checkpoint.detect import detect
     from .checkpoint.source import open_checkpoint
+    from .report import make_report
 
-    info = detect(open_checkpoint(options.file))
+    report = make_report(open_checkpoint(options.file))
     if options.json:
-        print(json.dumps(info.as_json(), ensure_ascii=False))
-        return 0
-    print(f"{options.file.name}: {info.describe()}, {info.bytes / 1e9:.2f} GB")
-    if info.refusal and info.kind == "transformer":
-        print(f"cannot be run: {info.refusal}")
-    if info.config and not info.refusal:
-        from .presets import preset_for
-
-        preset = preset_for(info)
-        known = "" if info.preset else " (release unknown: assumed)"
-        steps = ", ".join(str(step) for step in preset.denoising_list)
-        print(f"preset {preset.name}{known}: steps {steps}; shift {preset.shift:g}; CFG off")
+        print(json.dumps(report.as_json(), ensure_ascii=False))
+    else:
+        print("\n".join(report.lines()))
     return 0
 
 

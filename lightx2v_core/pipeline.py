@@ -43,7 +43,7 @@ from .memory.plan import (
     with_one_retry,
 )
 from .memory.residency import Residency
-from .presets import Overrides, Preset, make_plan, preset_for
+from .presets import Overrides, Preset, make_plan, note_for, preset_for
 from .quant.quantise import KEEP
 from .quant.schemes import PLAIN
 from .sampling.loop import make_noise, sample
@@ -144,8 +144,7 @@ class Pipeline:
 
     def plan(self, overrides: Overrides = Overrides()) -> SamplerPlan:
         """The plan `generate` would follow, without running anything."""
-        unknown = self.experts[0].info.release == "unknown"
-        note = "release unknown: distilled settings assumed" if unknown else ""
+        note = note_for(self.experts[0].info)
         plan = make_plan(self.preset, overrides, len(self.experts), note)
         for expert in self.experts:
             steps_of(expert.model).check(plan.steps)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoint.detect import CheckpointInfo
+from .checkpoint.detect import UNKNOWN, CheckpointInfo
 from .datatypes import SamplerPlan, VideoSize
 from .errors import CheckpointError, RequestError
 from .sampling.loop import SOLVERS
@@ -46,6 +46,8 @@ PRESETS = {
     preset.name: preset
     for preset in (
         Preset("distill-4step"),
+        Preset("distill-4step-720p", size=VideoSize(1280, 720, 81)),
+        Preset("distill-4step-shift7", shift=7.0),  # nvfp4-sparse of Wan 2.2 I2V
         Preset("flf2v-4step", shift=16.0),
         Preset("demo-4step", size=VideoSize(128, 128, 17)),
     )
@@ -56,7 +58,17 @@ def preset_for(info: CheckpointInfo) -> Preset:
     """The preset of a detected file. A release nobody knows gets the one all of them share."""
     if info.release == "demo":
         return PRESETS["demo-4step"]
-    return PRESETS[info.preset or "distill-4step"]
+    shared = "flf2v-4step" if info.task == "flf2v" else "distill-4step"
+    return PRESETS[info.preset or shared]
+
+
+def note_for(info: CheckpointInfo) -> str:
+    """What a plan should say of a preset that the file's release does not prescribe; or nothing."""
+    if info.release == UNKNOWN:
+        return "release unknown: distilled settings assumed"
+    if info.release == "base":
+        return "not distilled: these four steps need a distillation LoRA beside it"
+    return "" if info.preset else "distilled settings assumed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ show them.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import folder_paths
 
+from ..lightx2v_core.checkpoint.source import whole
 from ..lightx2v_core.errors import CheckpointError
 from ..lightx2v_core.presets import DEMO_FILES, DEMO_FOLDER
 from ..lightx2v_core.wan.tae import named_release
@@ -21,7 +21,6 @@ APPROX = "vae_approx"  # where ComfyUI keeps tiny VAEs, among those of other mod
 # ComfyUI's folder, and the name under which ComfyUI-GGUF (or extra_model_paths.yaml) adds to it.
 GGUF_FOLDERS = {"diffusion_models": "unet_gguf", "text_encoders": "clip_gguf"}
 GGUF_ENDINGS = {".gguf"}
-SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 def list_files(folder: str) -> list[str]:
@@ -64,7 +63,7 @@ def vae_place(listed: str) -> tuple[str, str]:
 
 
 def resolve(folder: str, name: str) -> Path:
-    """The path behind a listed name; for one shard of many, the folder they are in."""
+    """The path behind a listed name; for one file of many, the folder they are in."""
     if name.startswith(DEMO_PREFIX):
         path = DEMO_FOLDER / name.removeprefix(DEMO_PREFIX)
     else:
@@ -74,7 +73,7 @@ def resolve(folder: str, name: str) -> Path:
             f"{name} is not in the folder {folder} any more; press R to refresh the lists and "
             "choose another file"
         )
-    return path.parent if SHARD.search(path.name) else path
+    return whole(path)
 
 
 def fingerprint(folder: str, name: str) -> str:

@@ -7,8 +7,8 @@ import json
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..lightx2v_core.checkpoint.detect import detect
 from ..lightx2v_core.checkpoint.source import open_checkpoint
+from ..lightx2v_core.report import make_report
 from .files import fingerprint, list_files, resolve
 from .progress import show_text
 from .schema import newer
@@ -17,7 +17,10 @@ FOLDERS = (
     *("diffusion_models", "text_encoders", "vae", "vae_approx", "loras", "clip_vision"),
     "checkpoints",
 )
-SHOWN = ("family", "task", "expert", "size", "layout", "scheme", "release", "preset", "bytes")
+SHOWN = (
+    *("kind", "family", "task", "expert", "size", "layout", "scheme", "release", "preset"),
+    *("bytes", "runs"),
+)
 
 
 class Inspect(io.ComfyNode):
@@ -30,8 +33,8 @@ class Inspect(io.ComfyNode):
             node_id="LightX2VInspect",
             display_name="Inspect File (LightX2V)",
             category="LightX2V/tools",
-            description="Says what a model file is: family, task, expert, number format, release, "
-            "and what to do with it.",
+            description="Says what a model file is: family, task, expert, number format, release "
+            "and preset, what it needs, what goes with it, and whether it runs here.",
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -53,9 +56,8 @@ class Inspect(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        info = detect(open_checkpoint(resolve(*file.split("/", 1))))
-        facts = {key: value for key, value in info.as_json().items() if key in SHOWN}
-        advice = info.refusal or "It can be loaded with LoadModel."
-        report = f"{file}: {info.describe()}\n{advice}\n{json.dumps(facts)}"
-        show_text(report, cls.hidden.unique_id)
-        return io.NodeOutput(report, ui=ui.PreviewText(report))
+        report = make_report(open_checkpoint(resolve(*file.split("/", 1))))
+        facts = {key: value for key, value in report.as_json().items() if key in SHOWN}
+        text = "\n".join((*report.lines(), json.dumps(facts)))
+        show_text(text, cls.hidden.unique_id)
+        return io.NodeOutput(text, ui=ui.PreviewText(text))

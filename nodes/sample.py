@@ -6,9 +6,8 @@ import comfy.model_patcher
 import torch
 from comfy_api.latest import io
 
-from ..lightx2v_core.checkpoint.detect import UNKNOWN
 from ..lightx2v_core.errors import RequestError
-from ..lightx2v_core.presets import PRESETS, Preset, make_plan, preset_for
+from ..lightx2v_core.presets import PRESETS, Preset, make_plan, note_for, preset_for
 from ..lightx2v_core.sampling.loop import SOLVERS
 from ..lightx2v_core.sampling.schedule import describe
 from .checks import check_experts, check_request
@@ -145,6 +144,5 @@ def _preset_of(model: Patcher) -> tuple[Preset, list[str]]:
     info = getattr(model.model, "info", None)
     if info is None:
         return PRESETS["distill-4step"], ["another loader's model: distilled settings assumed"]
-    unknown = info.release == UNKNOWN
-    notes = ["release unknown: distilled settings assumed"] if unknown else []
-    return preset_for(info), notes
+    note = note_for(info)
+    return preset_for(info), [note] if note else []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import re
 from collections import Counter
 
 import pytest
@@ -13,13 +15,61 @@ from lightx2v_core.wan.config import WanConfig
 from lightx2v_core.wan.model import WanModel
 
 
+def group_of(nodeid: str) -> str:
+    """What shares something slow: a script or the server in one ComfyUI, elsewhere a file."""
+    file, _, rest = nodeid.partition("::")
+    function, _, parameters = rest.partition("[")
+    host = re.match(r"(\d+\.[\d.]+)[-\]]", parameters)
+    if "tests/host/" not in file or host is None:
+        return file
+    return f"{function if 'inside' in file else 'server'} in {host.group(1)}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """For pytest-xdist: a group stays in one worker, in its order. Groups by name, since marks for
+    `--dist loadgroup` are lost with pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return ByGroup(config, log) if config.getoption("dist") == "loadscope" else None
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now lives to the end: later collections need not walk through it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.skipped:
+        FILES_SKIPPED[report.nodeid] = reason_of(report)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A pytest-xdist worker hands over the files it skipped; tests are reported by xdist."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["files_skipped"] = FILES_SKIPPED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object) -> None:
+    FILES_SKIPPED.update(getattr(node, "workeroutput", {}).get("files_skipped", {}))
+
+
+def reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return reason.removeprefix("Skipped: ")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What did not run here, and why, in words of its own beside pytest's counts."""
-    skipped = Counter(
-        report.longrepr[2].removeprefix("Skipped: ")
-        for report in terminalreporter.stats.get("skipped", [])
-        if isinstance(report.longrepr, tuple)
-    )
+    reports = terminalreporter.stats.get("skipped", [])
+    tests = [reason_of(r) for r in reports if isinstance(r, pytest.TestReport)]
+    skipped = Counter([*tests, *FILES_SKIPPED.values()])
     reasons = [f"{count} x {reason}" for reason, count in skipped.items()]
     if not torch.cuda.is_available():
         reasons.append("tests/gpu: no CUDA card here")
@@ -38,6 +88,7 @@ def one_thread() -> None:
 
 
 NOT_RUN = pytest.StashKey[str]()
+FILES_SKIPPED: dict[str, str] = {}  # node id of a file skipped as a whole -> why
 
 
 def fill(module: nn.Module) -> nn.Module:

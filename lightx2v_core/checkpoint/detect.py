@@ -1,7 +1,8 @@
 """Recognise a file from names, shapes, dtypes and its own name. Reads no weights.
 
 What the header cannot tell (the release, the expert, whether a T2V 14B is Wan 2.1 or 2.2) comes
-from the published file names; where those are silent too it stays "unknown", never a guess.
+from the published file names in registry.py; where those are silent too it stays "unknown", never
+a guess.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from dataclasses import asdict, dataclass
 from math import prod
 
 from ..errors import CheckpointError, preview
-from ..quant.ggml import BLOCK_TYPES
 from ..quant.schemes import LINEARS, LOADED
 from ..wan.config import CLIP_TOKENS, HEAD_DIM, WanConfig
+from .families import add_on_family, other_family
 from .headers import TensorHeader
 from .layouts import official_names
+from .parts import WIDTHS as SIZES
+from .parts import LoraFacts, detect_part, gguf_scheme, linear_scheme
+from .registry import UNKNOWN, refine
 from .source import Checkpoint
 from .stored import PLAIN_SCHEMES, scheme_of
 from .vaes import VaeFacts, detect_vae
 
-UNKNOWN = "unknown"
-
-SIZES = {1536: "1.3B", 3072: "5B", 5120: "14B"}
+METADATA_PREFIX = "lightx2v."
 
 # (kind, a tensor name ending only that kind has); the first match wins.
 OTHER_KINDS = (
@@ -35,34 +37,13 @@ OTHER_KINDS = (
     ("clip vision", "visual.patch_embedding.weight"),
     ("clip vision", "vision_model.embeddings.patch_embedding.weight"),
 )
-LORA_MARKS = (".lora_up.weight", ".lora_down.weight", ".lora_A.weight", ".lora_B.weight", ".diff")
-
-# (a tensor prefix, the family it belongs to): recognised and refused by name.
-OTHER_FAMILIES = (
-    ("vace_", "VACE"),
-    ("control_adapter.", "Fun Camera"),
-    ("pose_patch_embedding.", "Animate"),
-    ("audio_proj", "HuMo"),
-    ("casual_audio_encoder.", "S2V"),
-    ("cond_encoder.", "S2V"),
-    ("ref_conv.", "Fun Control"),
-    ("guidance_embedding.", "dynamic-CFG distill"),
-    ("time_embedding_r.", "mean-flow distill"),
+LORA_MARKS = (
+    *(".lora_up.weight", ".lora_down.weight", ".lora_A.weight", ".lora_B.weight"),
+    *(".lora_A", ".lora_B", ".lora_A.default.weight", ".lora.up.weight", "_lora.up.weight"),
+    *(".lora_linear_layer.up.weight", ".diff", ".diff_b", ".diff_m", ".lokr_w1", ".hada_w1_a"),
 )
-
-# (pattern in file or folder name, release); the first match wins.
-RELEASES = (
-    (r"seko-v2", "lightning-seko-v2.0"),
-    (r"seko-v1\.1", "lightning-seko-v1.1"),
-    (r"seko-v1", "lightning-seko-v1"),
-    (r"250928", "lightning-250928"),
-    (r"260412", "distill-260412"),
-    (r"lightx2v_4step_1030|_1030", "distill-1030"),
-    (r"_1022", "distill-1022"),
-    (r"_1217", "distill-1217"),
-    (r"moe-distill", "moe-distill"),
-    (r"lightx2v_4step|stepdistill|step_distill|distill_model", "distill"),
-)
+PART = "transformer part"
+BLOCK_PART = re.compile(r"(^|\.)blocks\.\d+\.(self_attn\.q\.weight|attn1\.to_q\.weight)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +63,14 @@ class CheckpointInfo:
     tensors: int = 0
     config: WanConfig | None = None
     refusal: str | None = None
+    dialect: str | None = None  # who writes quantised files in this form
+    unusable: str | None = None  # why not even the loader of its own kind takes it
+    lora: LoraFacts | None = None
+    repository: str | None = None
+    licence: str | None = None
+    source: str | None = None  # where the published name was seen
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
@@ -89,7 +78,8 @@ class CheckpointInfo:
     def describe(self) -> str:
         """One line for people: Wan 2.2 i2v 14B, high-noise expert, bf16, release distill."""
         if self.kind != "transformer":
-            named = [word for word in (self.release, self.family) if word != UNKNOWN]
+            words = (self.family, self.task, self.size, self.expert and f"{self.expert} noise")
+            named = [word for word in (*words, self.release) if word and word != UNKNOWN]
             return ", ".join((self.kind, *named, self.scheme, f"{self.tensors} tensors"))
         expert = f", {self.expert}-noise expert" if self.expert else ""
         family = f"Wan of {self.family} version" if self.family == UNKNOWN else self.family
@@ -100,51 +90,73 @@ class CheckpointInfo:
 
 
 def detect(checkpoint: Checkpoint) -> CheckpointInfo:
-    """Look at headers and names only."""
+    """Look at headers and names only: what the header says, refined by what the names add."""
+    label = f"{checkpoint.path.parent.name}/{checkpoint.name}"
+    ours = {
+        key.removeprefix(METADATA_PREFIX): str(value)
+        for key, value in checkpoint.metadata.items()
+        if key.startswith(METADATA_PREFIX)
+    }
+    return refine(_read_header(checkpoint), label, ours)
+
+
+def _read_header(checkpoint: Checkpoint) -> CheckpointInfo:
     headers = checkpoint.headers
     if not (found := official_names(headers)):
-        return _detect_other(checkpoint)
+        return _read_part(checkpoint)
     layout, names = found
     official = {name: headers[stored] for name, stored in names.items()}
     config = read_config(official, checkpoint.name)
     scheme = _block_scheme(official)
-    label = f"{checkpoint.path.parent.name}/{checkpoint.name}".lower()
-    metadata = {k.removeprefix("lightx2v."): v for k, v in checkpoint.metadata.items()}
-    release = metadata.get("release") or _release(label)
-    family = metadata.get("family") or _family(config, label)
-    distilled = release not in (UNKNOWN, "demo-teacher")
     return CheckpointInfo(
         kind="transformer",
-        family=family,
+        family=_family(config),
         task=_task(config),
-        expert=metadata.get("expert") or _expert(label, family),
         size=SIZES.get(config.dim, f"{sum(prod(h.shape) for h in official.values()) / 1e6:.1f}M"),
         layout=layout,
         scheme=scheme,
-        release=release,
-        preset=_preset(config) if distilled else None,
         bytes=checkpoint.nbytes,
         tensors=len(headers),
         config=config,
         refusal=_refusal(checkpoint, official, config, scheme),
+        dialect=_dialect(official, checkpoint.metadata),
     )
 
 
-def _detect_other(checkpoint: Checkpoint) -> CheckpointInfo:
-    """A file that is no transformer."""
+def _read_part(checkpoint: Checkpoint) -> CheckpointInfo:
+    """A file that is no transformer, or only a part of one."""
     headers = checkpoint.headers
-    vae = detect_vae(headers, checkpoint.name)
-    kind = _other_kind(headers) if vae is None else "vae"
-    vae = vae or VaeFacts()
+    if vae := detect_vae(headers, checkpoint.name):
+        return _read_vae(checkpoint, vae)
+    kind = _other_kind(headers)
+    part = detect_part(kind, headers)
     return CheckpointInfo(
         kind,
+        family=part.family or UNKNOWN,
+        task=part.task or UNKNOWN,
+        size=part.size or UNKNOWN,
+        layout=part.layout or UNKNOWN,
+        scheme=linear_scheme(headers),
+        bytes=checkpoint.nbytes,
+        tensors=len(headers),
+        refusal=_kind_refusal(checkpoint, kind, part.unusable),
+        dialect=_dialect(headers, checkpoint.metadata),
+        unusable=part.unusable,
+        lora=part.lora,
+    )
+
+
+def _read_vae(checkpoint: Checkpoint, vae: VaeFacts) -> CheckpointInfo:
+    return CheckpointInfo(
+        "vae",
         family=vae.family or UNKNOWN,
         layout=vae.layout or UNKNOWN,
         release=vae.release or UNKNOWN,
-        scheme=_common_scheme(headers),
+        scheme=linear_scheme(checkpoint.headers),
         bytes=checkpoint.nbytes,
-        tensors=len(headers),
-        refusal=_kind_refusal(checkpoint, kind, vae.refusal),
+        tensors=len(checkpoint.headers),
+        refusal=_kind_refusal(checkpoint, "vae", vae.refusal),
+        unusable=vae.refusal,
     )
 
 
@@ -181,15 +193,24 @@ def _other_kind(headers: Mapping[str, TensorHeader]) -> str:
             return kind
     if any(name.endswith(LORA_MARKS) for name in headers):
         return "lora"
-    return UNKNOWN
+    if any(BLOCK_PART.search(name) for name in headers):
+        return PART
+    return "add-on" if add_on_family(headers) else UNKNOWN
 
 
-def _kind_refusal(checkpoint: Checkpoint, kind: str, reason: str | None = None) -> str:
-    advice = reason or {
+def _kind_refusal(checkpoint: Checkpoint, kind: str, unusable: str | None) -> str:
+    if kind == PART:
+        return (
+            f"{checkpoint.name} holds blocks of a Wan transformer and not the rest of it; give the "
+            "whole folder (block_0 to the last, and non_block), or the file that is not split"
+        )
+    advice = unusable or {
         "vae": "load it with the VAE loader",
         "text encoder": "load it with the text encoder loader",
         "clip vision": "load it with CLIPVisionLoader",
         "lora": "apply it to a model with a LoRA node",
+        "add-on": f"it belongs to Wan {add_on_family(checkpoint.headers)}, which this version does "
+        "not run",
     }.get(kind, f"it holds {preview(checkpoint.headers)}; use a Wan 2.1 or 2.2 transformer file")
     what = f"a {kind} file" if kind != UNKNOWN else "of no kind known here"
     return f"{checkpoint.name} is not a Wan transformer but {what}: {advice}"
@@ -203,58 +224,18 @@ def _task(config: WanConfig) -> str:
     return "flf2v" if config.clip_tokens == 2 * CLIP_TOKENS else "i2v"
 
 
-def _family(config: WanConfig, label: str) -> str:
+def _family(config: WanConfig) -> str:
+    """Wan 2.1's and 2.2's T2V 14B have the same shapes: of them only a name can tell."""
     if config.out_dim == 48:
         return "wan2.2"
     if config.clip_tokens or config.dim == 1536:
         return "wan2.1"
-    if config.takes_image:
-        return "wan2.2"  # only the A14B experts take an image without CLIP
-    if re.search(r"wan_?2[._]?2|a14b|(high|low)_noise", label):
-        return "wan2.2"
-    return "wan2.1" if re.search(r"wan_?2[._]?1", label) else UNKNOWN
-
-
-def _expert(label: str, family: str) -> str | None:
-    if family != "wan2.2":
-        return None
-    if match := re.search(r"(high|low)[_-]?(noise|lightx2v)?", label):
-        return match.group(1)
-    return None
-
-
-def _release(label: str) -> str:
-    return next((name for pattern, name in RELEASES if re.search(pattern, label)), UNKNOWN)
-
-
-def _preset(config: WanConfig) -> str:
-    return "flf2v-4step" if config.clip_tokens == 2 * CLIP_TOKENS else "distill-4step"
-
-
-def _common_scheme(headers: Mapping[str, TensorHeader]) -> str:
-    """The scheme of the largest tensor, for files that are not transformers."""
-    if scheme := _gguf_scheme(headers):
-        return scheme
-    largest = max(headers.values(), key=lambda header: prod(header.shape), default=None)
-    return PLAIN_SCHEMES.get(largest.dtype, largest.dtype.lower()) if largest else UNKNOWN
-
-
-def _gguf_scheme(headers: Mapping[str, TensorHeader]) -> str | None:
-    """The type that most of the matrices (of the blocks, in a transformer) have, where any matrix
-    is in a block type of GGUF."""
-    matrices = {name: header for name, header in headers.items() if len(header.shape) == 2}
-    if not any(header.dtype in BLOCK_TYPES for header in matrices.values()):
-        return None
-    inner = [header for name, header in matrices.items() if name.startswith("blocks.")]
-    counts: Counter[str] = Counter()
-    for header in inner or matrices.values():
-        counts[header.dtype] += prod(header.shape)
-    return f"gguf-{counts.most_common(1)[0][0]}"
+    return "wan2.2" if config.takes_image else UNKNOWN  # only A14B takes a picture without CLIP
 
 
 def _block_scheme(headers: Mapping[str, TensorHeader]) -> str:
     """The most frequent scheme of the blocks' linears; quantised ones come first."""
-    if scheme := _gguf_scheme(headers):
+    if scheme := gguf_scheme(headers):
         return scheme
     counts: Counter[str] = Counter()
     for name, weight in headers.items():
@@ -267,6 +248,25 @@ def _block_scheme(headers: Mapping[str, TensorHeader]) -> str:
     return max(found, key=lambda scheme: found[scheme]) if found else UNKNOWN
 
 
+# (dialect, end of a tensor's name that only it has); the first match wins.
+DIALECTS = (
+    ("ComfyUI (comfy_quant)", ".comfy_quant"),
+    ("ComfyUI (scaled_fp8)", "scaled_fp8"),
+    ("ComfyUI", ".weight_scale_2"),
+    ("LightX2V", ".input_global_scale"),
+    ("LightX2V, without its calibration", ".weight_global_scale"),
+    ("ComfyUI", ".scale_weight"),
+    ("LightX2V", ".weight_scale"),
+)
+
+
+def _dialect(headers: Mapping[str, TensorHeader], metadata: Mapping[str, str]) -> str | None:
+    """Whose form of quantised file this is; None for plain files and for casts without scales."""
+    if "_quantization_metadata" in metadata:
+        return "ComfyUI (metadata)"
+    return next((d for d, end in DIALECTS if any(name.endswith(end) for name in headers)), None)
+
+
 def _refusal(
     checkpoint: Checkpoint,
     headers: Mapping[str, TensorHeader],
@@ -275,11 +275,8 @@ def _refusal(
 ) -> str | None:
     """Why this transformer cannot be run by this version, or None."""
     name = checkpoint.name
-    for prefix, family in OTHER_FAMILIES:
-        if any(key.startswith(prefix) for key in headers):
-            return (
-                f"{name} is a Wan {family} model, which this version does not run; use T2V or I2V"
-            )
+    if family := other_family(headers, config.dim):
+        return f"{name} is a Wan {family} model, which this version does not run; use T2V or I2V"
     if config.out_dim == 48:
         return f"{name} is the Wan 2.2 5B model, which this version does not run; use a 14B or 1.3B"
     if _task(config) == UNKNOWN:

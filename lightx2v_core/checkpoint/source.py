@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +21,17 @@ from .gguf import MAGIC, GgufFile, read_gguf
 from .headers import TensorHeader, read_header, refuse_other_formats
 
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".tar"}
+SHOWN = 80  # characters of a damaged name that a message shows
 # Where a training checkpoint keeps the weights, most wanted first.
 PICKLE_WRAPPERS = ("generator_ema", "generator", "model", "state_dict")
 # Folders inside LightX2V's older distilled repositories, the full-precision one first.
 DISTILL_FOLDERS = ("distill_models", "original")
 DISTILL_FILES = ("distill_model.safetensors", "distill_model.pt")
+# One file of many: a shard, a block or the rest of LightX2V's split folders, a numbered part.
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+BLOCK = re.compile(r"^block_(\d+)\.safetensors$")
+REST = "non_block.safetensors"
+NUMBERED = re.compile(r"_part\d+\.safetensors$")
 # What lies beside a transformer in an official model folder.
 NOT_TRANSFORMERS = ("vae", "t5", "clip", "lora", "tae")
 
@@ -93,10 +100,14 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a file or a folder. Raises CheckpointError when it is not there or not whole."""
+    """Open a file or a folder; for one file of many, all of them.
+
+    Raises CheckpointError when it is not there or not whole.
+    """
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; check the path")
+    path = whole(path)
     if path.is_dir():
         return _open_folder(path)
     if path.name.endswith(".index.json"):
@@ -107,6 +118,18 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return _open_pickle(path)
     header = read_header(path)
     return Checkpoint(path, header.tensors, header.metadata, dict.fromkeys(header.tensors, path))
+
+
+def whole(path: Path) -> Path:
+    """The folder, for a file that is one of many; else `path` itself."""
+    name, folder = path.name, path.parent
+    if not path.is_file():
+        return path
+    if SHARD.search(name) or (BLOCK.match(name) and (folder / REST).is_file()):
+        return folder
+    if name == REST and any(BLOCK.match(other.name) for other in folder.iterdir()):
+        return folder
+    return folder if NUMBERED.search(name) and any(folder.glob("*.index.json")) else path
 
 
 def _starts_with(path: Path, magic: bytes) -> bool:
@@ -131,6 +154,9 @@ def _open_folder(folder: Path) -> Checkpoint:
         if distilled := [candidate / f for f in DISTILL_FILES if (candidate / f).is_file()]:
             return open_checkpoint(distilled[0])
         everything = sorted(candidate.glob("*.safetensors"))
+        if split := [p for p in everything if BLOCK.match(p.name) or p.name == REST]:
+            _check_split(candidate, split)
+            return _join(candidate, split)
         parts = [p for p in everything if not _is_beside(p.name.lower())]
         if everything:
             return _join(candidate, parts or everything)
@@ -141,6 +167,17 @@ def _open_folder(folder: Path) -> Checkpoint:
     )
 
 
+def _check_split(folder: Path, parts: list[Path]) -> None:
+    """Every block up to the last, and what is no block, must be there."""
+    blocks = {int(match.group(1)) for p in parts if (match := BLOCK.match(p.name))}
+    expected = {f"block_{n}.safetensors" for n in range(max(blocks, default=0) + 1)} | {REST}
+    if absent := expected - {p.name for p in parts}:
+        raise CheckpointError(
+            f"{folder} lacks {len(absent)} of {len(expected)} files of a block-split model "
+            f"({preview(absent)}); download them too"
+        )
+
+
 def _is_beside(name: str) -> bool:
     return any(word in name for word in NOT_TRANSFORMERS)
 
@@ -149,12 +186,19 @@ def _open_index(index: Path) -> Checkpoint:
     try:
         weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
         files = sorted({str(name) for name in weight_map.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not a safetensors index: {error}") from error
-    if any(Path(name).name != name for name in files):
-        raise CheckpointError(f"{index.name} names files outside its folder: {preview(files)}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        why = " ".join(str(error).split())[:SHOWN]
+        raise CheckpointError(
+            f"{index.name} is not a safetensors index ({why}); download it again"
+        ) from error
+    if not files:
+        raise CheckpointError(f"{index.name} lists no tensors; download it again")
+    shown = preview(name[:SHOWN] for name in files)
+    if any(Path(name).name != name or "\0" in name for name in files):
+        raise CheckpointError(f"{index.name} names files outside its folder: {shown}")
+    here = {path.name for path in index.parent.iterdir() if path.is_file()}
     paths = [index.parent / name for name in files]
-    if absent := [path.name for path in paths if not path.is_file()]:
+    if absent := [name[:SHOWN] for name in files if name not in here]:
         raise CheckpointError(
             f"{index.parent} lacks {len(absent)} of {len(paths)} shards ({preview(absent)}); "
             "download them too"
@@ -162,7 +206,8 @@ def _open_index(index: Path) -> Checkpoint:
     checkpoint = _join(index.parent, paths)
     if unlisted := weight_map.keys() - checkpoint.headers.keys():
         raise CheckpointError(
-            f"{index.name} lists {len(unlisted)} tensors that no shard holds ({preview(unlisted)})"
+            f"{index.name} lists {len(unlisted)} tensors that no shard holds "
+            f"({preview(name[:SHOWN] for name in unlisted)}); download the shards again"
         )
     return checkpoint
 

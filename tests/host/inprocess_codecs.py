@@ -583,7 +583,9 @@ def wrong_and_broken_files_are_sentences() -> str:
 @check
 def inspect_says_what_any_file_is() -> str:
     report = run("LightX2VInspect", file="vae/small_vae.safetensors")[0]
-    assert "vae" in report and "{" in report, report
+    assert "this version: loads it with Load VAE" in report, report
+    text = run("LightX2VInspect", file="text_encoders/small_umt5.safetensors")[0]
+    assert "umt5" in text and '"runs": true' in text, text
     return report.splitlines()[0]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
 import subprocess
@@ -54,8 +53,11 @@ class Run:
 
 
 class Server:
-    def __init__(self, host: Path, python: Path, pack: Path, folder: Path) -> None:
+    def __init__(
+        self, host: Path, python: Path, pack: Path, folder: Path, environment: dict[str, str]
+    ) -> None:
         self.host, self.python, self.pack, self.folder = host, python, pack, folder
+        self.environment = {**environment, "OMP_NUM_THREADS": "1"}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -73,7 +75,7 @@ class Server:
                 *("--preview-method", "latent2rgb"),
             ],
             cwd=self.host,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
+            env=self.environment,
             stdout=self.log,
             stderr=subprocess.STDOUT,
         )

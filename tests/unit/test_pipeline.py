@@ -467,14 +467,17 @@ def test_inspect_prints_the_documented_fields(models, capsys):
     assert code == 0
     wanted = {"family", "task", "expert", "size", "layout", "scheme", "release", "preset", "bytes"}
     assert wanted <= fields.keys()
-    assert (fields["task"], fields["release"], fields["scheme"]) == ("t2v", "distill", "fp32")
+    assert (fields["task"], fields["scheme"], fields["runs"]) == ("t2v", "fp32", True)
+    assert fields["release"] == "unknown", "the published file of this name is larger"
 
 
 def test_inspect_tells_a_vae_from_a_transformer(models, capsys):
     code = main(["inspect", str(models / "wan_2.1_vae.safetensors")])
 
+    told = capsys.readouterr().out
     assert code == 0
-    assert "wan_2.1_vae.safetensors: vae, wan2.1, fp32" in capsys.readouterr().out
+    assert "wan_2.1_vae.safetensors: vae, wan2.1, wan_2.1_vae, fp32" in told
+    assert "this version: loads it with Load VAE" in told
 
 
 def test_the_command_line_decodes_with_a_tiny_vae_and_inspect_names_it(models, tmp_path, capsys):
@@ -488,5 +491,5 @@ def test_the_command_line_decodes_with_a_tiny_vae_and_inspect_names_it(models, t
     assert codes == [0, 0]
     told = capsys.readouterr().out
     assert "5 frames" in told
-    assert "taew2_1.safetensors: vae, taew2_1, wan2.1, fp32" in told
+    assert "taew2_1.safetensors: vae, wan2.1, taew2_1, fp32" in told
     assert output.is_file()

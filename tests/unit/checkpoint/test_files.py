@@ -44,16 +44,22 @@ def shard(folder: Path, tensors: dict[str, torch.Tensor], parts: int = 3) -> Pat
     return folder
 
 
+def split(folder: Path) -> Path:
+    """LightX2V's block-split form: a file for each block, one for the rest."""
+    for block in (0, 1):
+        own = {k: v for k, v in WEIGHTS.items() if k.startswith(f"blocks.{block}.")}
+        saved(folder / f"block_{block}.safetensors", own)
+    saved(
+        folder / "non_block.safetensors",
+        {k: v for k, v in WEIGHTS.items() if not k.startswith("blocks.")},
+    )
+    return folder
+
+
 def layouts(folder: Path) -> dict[str, Path]:
     """One file or folder for each form the same weights are published in."""
     prefixed = {"model.diffusion_model." + k: v for k, v in WEIGHTS.items()}
     wrapped = {"generator_ema": {"model._fsdp_wrapped_module." + k: v for k, v in WEIGHTS.items()}}
-    block_split = folder / "split"
-    for block in (0, 1):
-        own = {k: v for k, v in WEIGHTS.items() if k.startswith(f"blocks.{block}.")}
-        saved(block_split / f"block_{block}.safetensors", own)
-    rest = {k: v for k, v in WEIGHTS.items() if not k.startswith("blocks.")}
-    saved(block_split / "non_block.safetensors", rest)
     torch.save(dict(WEIGHTS), folder / "plain.pt")
     torch.save(wrapped, folder / "wrapped.pth")
     return {
@@ -63,7 +69,10 @@ def layouts(folder: Path) -> dict[str, Path]:
             folder / "diffusers.safetensors", {to_diffusers(k): v for k, v in WEIGHTS.items()}
         ),
         "sharded": shard(folder / "sharded", WEIGHTS),
-        "block split": block_split,
+        "one shard": next(shard(folder / "one", WEIGHTS).glob("*-00002-*")),
+        "block split": split(folder / "split"),
+        "one block": split(folder / "by_block") / "block_1.safetensors",
+        "no block": split(folder / "by_rest") / "non_block.safetensors",
         "distill_models": saved(folder / "repo/distill_models/distill_model.safetensors").parents[
             1
         ],
@@ -167,6 +176,47 @@ def test_a_missing_shard_is_named(folder):
 
     with pytest.raises(CheckpointError, match=r"lacks 1 of 3 shards .*00002-of-00003"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["block_0.safetensors", "non_block.safetensors"])
+def test_a_missing_file_of_a_block_split_folder_is_named(folder, name):
+    (split(folder) / name).unlink()
+
+    with pytest.raises(CheckpointError, match=f"lacks 1 of 3 files .*{name}"):
+        open_checkpoint(folder)
+
+
+def test_a_block_alone_is_told_that_it_is_a_part(folder):
+    path = split(folder) / "block_1.safetensors"
+    (folder / "non_block.safetensors").unlink()
+
+    with pytest.raises(CheckpointError, match="holds blocks of a Wan transformer and not the rest"):
+        load_transformer(path)
+
+
+def test_a_block_split_folder_ignores_what_lies_beside_it(folder):
+    saved(split(folder) / "lora.safetensors", {"x.lora_up.weight": torch.ones(2)})
+
+    assert open_checkpoint(folder).headers.keys() == WEIGHTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[" * 100_000, "is not a safetensors index"),
+        ('{"weight_map": {}}', "lists no tensors"),
+        ('{"weight_map": {"w": "' + "x" * 300 + '"}}', "lacks 1 of 1 shards"),
+        ('{"weight_map": {"w": "a\\u0000b"}}', "outside its folder"),
+        ('{"weight_map": [1]}', "is not a safetensors index"),
+    ],
+)
+def test_a_bad_index_gets_a_sentence(folder, content, words):
+    (folder / "m.safetensors.index.json").write_text(content)
+
+    with pytest.raises(CheckpointError, match=words) as refused:
+        open_checkpoint(folder)
+
+    assert len(str(refused.value)) < 400
 
 
 def test_an_index_may_not_point_outside_its_folder(folder):

@@ -336,7 +336,11 @@ BROKEN: list[tuple[str, Change, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("form", "change", "words"), BROKEN, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    ("form", "change", "words"),
+    BROKEN,
+    ids=lambda value: getattr(value, "__qualname__", str(value))[:30],
+)
 def test_broken_blocks_are_refused_in_words(tmp_path, form, change, words):
     tensors = dict(FORMS[form])
     change(tensors, LINEARS[0].removesuffix("weight"))

@@ -98,7 +98,8 @@ def test_a_tiny_vae_that_cannot_be_used_is_named_with_the_reason(shapes, file, f
     with pytest.raises(CheckpointError, match=words):
         TinyConfig.from_shapes(shapes, file)
 
-    assert (info.kind, info.family, info.release) == ("vae", family, "unknown")
+    assert (info.kind, info.family) == ("vae", family)
+    assert info.release in ("unknown", Path(file).stem), "a published name may say which it is"
     assert info.refusal.startswith(f"{file} is not a Wan transformer but a vae file: {file}")
 
 
