@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The demo family on two GPUs in about 12 minutes: training/demo.sh WORK, from the project's root.
+# The demo family on two GPUs in about 23 minutes: training/demo.sh WORK, from the project's root.
 # What is worth keeping is in WORK/all at the end.
 set -u
 work=$1
@@ -43,7 +43,8 @@ print("VAE:", sorted(best))
 PY
 fi
 
-run 0 t2v --from "$work/base" bank:"${BANK_MINUTES:-0.9}" t2v:"${TEACHER_MINUTES:-8}" t2v-student:"${STUDENT_MINUTES:-2}" &
+run 0 t2v --from "$work/base" bank:"${BANK_MINUTES:-0.9}" t2v:"${TEACHER_MINUTES:-8}" t2v-student:"${STUDENT_MINUTES:-2}" \
+    t2v-dmd:"${DMD_MINUTES:-4.6}" &
 run 1 i2v --from "$work/base" bank-images:"${BANK_MINUTES:-0.9}" i2v:"${TEACHER_MINUTES:-8}" i2v-student:"${STUDENT_MINUTES:-2}" &
 wait
 mkdir -p "$work/all"
