@@ -15,7 +15,7 @@ from .captions import caption, plain_prompt, stories
 from .world import sample_scenes
 
 MAX_PIECES = 512
-TEXT_TOKENS = 32  # columns of a row of ids: the longest caption, its EOS and padding
+TEXT_TOKENS = 48  # columns of a row of ids: the longest caption, its EOS and padding
 
 
 def learn_pieces(seed: int, count: int = 6000) -> bytes:
