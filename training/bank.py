@@ -12,13 +12,13 @@ from lightx2v_core.conditioning import frame_mask
 from lightx2v_core.datatypes import VideoSize
 from lightx2v_core.wan.vae import WanVae
 
-from .captions import caption, stories
+from .captions import caption, misheard, stories
 from .context import Context
 from .files import TEXT, read_weights
 from .progress import Clock
 from .text import TextStates, encode_rows
 from .vocabulary import CaptionRows, learn_pieces
-from .world import sample_scenes
+from .world import WIDE, sample_scenes
 
 WORDINGS = 4  # captions per clip
 
@@ -130,7 +130,7 @@ def fill_bank(context: Context, minutes: float, with_images: bool) -> None:
         latents.append(context.encode(vae, pixels).half())
         if with_images:
             pictures.append(picture_latents(context, vae, pixels).half())
-        told = stories(scenes)
+        told = [misheard(story, WIDE.slip_share, words) for story in stories(scenes)]
         captions = [caption(story, words) for story in told for _ in range(WORDINGS)]
         ids.append(rows(captions).to(torch.int16).unflatten(0, (-1, WORDINGS)))
         count += sizes.chunk

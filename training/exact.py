@@ -19,6 +19,7 @@ little. Nor does it say anything of unseen combinations.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +32,17 @@ from lightx2v_core.presets import demo_path
 
 from .denoising import STUDENT_SIGMAS, path_sigmas
 from .judge import judge
-from .world import WIDE, WORLDS, Scenes, World, render, sample_alike, sample_scenes
+from .world import (
+    COLORS,
+    DIRECTIONS,
+    WIDE,
+    WORLDS,
+    Scenes,
+    World,
+    render,
+    sample_alike,
+    sample_scenes,
+)
 
 SIDE, FRAMES = 48, 5
 SEED = 80_001
@@ -43,59 +54,82 @@ CALIBRATION_CLIPS = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipSet:
-    """Clips as rows of numbers, and the logarithm of how common each is."""
+    """Clips as rows of numbers, the logarithm of how common each is, and their products.
+
+    Every state of a sampler is some of the noise plus some of each clip, so that a step needs no
+    more than the products of all clips with each other and with the noise.
+    """
 
     clips_ND: Tensor
-    energy_N: Tensor
     log_share_N: Tensor
+    products_NN: Tensor
 
     @classmethod
     def of(cls, clips_ND: Tensor, share: float = 1.0) -> ClipSet:
         count = len(clips_ND)
         log_share = torch.full((count,), share / count).log()
-        return cls(clips_ND, clips_ND.square().sum(dim=1), log_share)
+        return cls(clips_ND, log_share, clips_ND @ clips_ND.T)
 
-    def logits(self, x_BD: Tensor, sigma: float) -> Tensor:
-        """B x N, up to what all clips share."""
+    def within(self, others: ClipSet, log_share_N: Tensor) -> ClipSet:
+        """This set as the first of all clips, as common there as `log_share_N` says."""
+        between = self.clips_ND @ others.clips_ND.T
+        rest = log_share_N.logsumexp(dim=0).exp().neg().log1p()
+        return ClipSet(
+            torch.cat((self.clips_ND, others.clips_ND)),
+            torch.cat((log_share_N, others.log_share_N + rest)),
+            torch.cat(
+                (
+                    torch.cat((self.products_NN, between), dim=1),
+                    torch.cat((between.T, others.products_NN), dim=1),
+                )
+            ),
+        )
+
+    def weights(self, match_BN: Tensor, sigma: float) -> Tensor:
+        """Posterior weights of the clips for states of which `match_BN` are the products."""
         keep = 1 - sigma
-        match = keep * (x_BD @ self.clips_ND.T) - 0.5 * keep**2 * self.energy_N
-        return match / sigma**2 + self.log_share_N
-
-
-def denoised(x_BD: Tensor, sigma: float, sets: Sequence[ClipSet]) -> Tensor:
-    """Mean of the clean clip over all `sets` together; sigma > 0."""
-    weights = torch.cat([some.logits(x_BD, sigma) for some in sets], dim=1).softmax(dim=1)
-    parts = weights.split([len(some.clips_ND) for some in sets], dim=1)
-    return sum(
-        (part @ some.clips_ND for part, some in zip(parts, sets, strict=True)),
-        torch.zeros_like(x_BD),
-    )
+        logits = keep * match_BN - 0.5 * keep**2 * self.products_NN.diagonal()
+        return (logits / sigma**2 + self.log_share_N).softmax(dim=1)
 
 
 def euler(
-    noise_BD: Tensor, fitting: ClipSet, others: ClipSet, sigmas: Sequence[float], cfg: float = 1.0
+    noise_BD: Tensor, known: ClipSet, fitting: int, sigmas: Sequence[float], cfg: float = 1.0
 ) -> Tensor:
-    """Samples for one caption. `others` and a share of `fitting` are what no caption knows."""
-    rare = ClipSet(
-        fitting.clips_ND,
-        fitting.energy_N,
-        fitting.log_share_N + torch.tensor(CAPTION_SHARE).log(),
-    )
-    x = noise_BD
+    """Samples B D for one caption, which the first `fitting` clips of `known` fit."""
+    clips_ND = known.clips_ND[:fitting]
+    mine = ClipSet(clips_ND, torch.zeros(fitting), known.products_NN[:fitting, :fitting])
+    heard_BN = noise_BD @ known.clips_ND.T
+    noise_left, held_BN = 1.0, torch.zeros_like(heard_BN)
     for sigma, to in zip(sigmas[:-1], sigmas[1:], strict=True):
-        clean = denoised(x, sigma, (fitting,))
+        match_BN = noise_left * heard_BN + held_BN @ known.products_NN
+        clean_BN = torch.zeros_like(held_BN)
+        clean_BN[:, :fitting] = mine.weights(match_BN[:, :fitting], sigma)
         if cfg != 1.0:
-            unguided = denoised(x, sigma, (rare, others))
-            clean = unguided + cfg * (clean - unguided)
-        x = clean + (to / sigma) * (x - clean)
-    return x
+            unguided_BN = known.weights(match_BN, sigma)
+            clean_BN = unguided_BN + cfg * (clean_BN - unguided_BN)
+        # x = clean + to / sigma * (x - clean), in shares of noise and clips.
+        held_BN = clean_BN + (to / sigma) * (held_BN - clean_BN)
+        noise_left *= to / sigma
+    return noise_left * noise_BD + held_BN @ known.clips_ND
 
 
-def fitting_scenes(scene: Scenes, count: int, rng: Generator, world: World) -> Scenes:
-    """Clips that a caption of `scene` may belong to, wrongly told ones among them."""
-    if world.slip_share == 0:
-        return sample_alike(scene, count, rng, world)
-    raise NotImplementedError
+def commonness(fitting: Scenes, asked: Scenes, world: World) -> Tensor:
+    """N: logarithm of how common each clip is, captions aside.
+
+    Drawn for a caption, wrongly told clips are rarer than they are in the world, by as much as
+    that caption is unlikelier for them than for a right one. Guidance lives on the difference.
+    """
+    limits = {"color": len(COLORS), "shape": world.shapes, "direction": len(DIRECTIONS)}
+    result = torch.full((len(fitting),), CAPTION_SHARE / len(fitting)).log()
+    if world.slip_share > 0:
+        count = int(asked.count_B)
+        for name, limit in limits.items():
+            pair = (getattr(scenes, f"{name}_BO")[:, :count] for scenes in (fitting, asked))
+            wrong_N = torch.ne(*pair).sum(dim=1)
+            chance = world.slip_share / limit
+            result = result + wrong_N * math.log((1 - world.slip_share + chance) / chance)
+    # However many wrong clips were drawn, others are the greater part.
+    return result - (result.logsumexp(dim=0) - math.log(0.5)).clamp_min(0)
 
 
 def rows(scenes: Scenes, gain: float) -> Tensor:
@@ -122,7 +156,7 @@ def examine(world: World, clips: int, prompts: int, gain: float) -> dict[str, di
     """Scores by the judge of every sampler, on the same prompts and noise; `truth` is real clips."""
     rng = Generator().manual_seed(SEED)
     asked = sample_scenes(prompts, rng, world)
-    others = ClipSet.of(rows(sample_scenes(clips, rng, world), gain), 1 - CAPTION_SHARE)
+    others = ClipSet.of(rows(sample_scenes(clips, rng, world), gain))
     samplers = {
         f"base, {STEPS} steps, cfg {CFG:g}": (path_sigmas(STEPS), CFG),
         f"base, {STEPS} steps, no cfg": (path_sigmas(STEPS), 1.0),
@@ -130,25 +164,29 @@ def examine(world: World, clips: int, prompts: int, gain: float) -> dict[str, di
     }
     made: dict[str, list[Tensor]] = {name: [] for name in ("truth", *samplers)}
     for row in range(prompts):
-        fitting = ClipSet.of(rows(fitting_scenes(asked[row : row + 1], clips, rng, world), gain))
-        noise = torch.randn(1, fitting.clips_ND.shape[1], generator=rng)
-        made["truth"].append(fitting.clips_ND[:1])
+        fitting = sample_alike(asked[row : row + 1], clips, rng, world)
+        log_share = commonness(fitting, asked[row : row + 1], world)
+        known = ClipSet.of(rows(fitting, gain)).within(others, log_share)
+        noise = torch.randn(1, known.clips_ND.shape[1], generator=rng)
+        made["truth"].append(known.clips_ND[:1])
         for name, (sigmas, cfg) in samplers.items():
-            made[name].append(euler(noise, fitting, others, sigmas, cfg))
-    results = {}
-    truth = torch.cat(made["truth"])
-    for name, parts in made.items():
-        pixels = (torch.cat(parts) / gain).unflatten(1, (3, FRAMES, SIDE, SIDE))
-        results[name] = judge(pixels, asked).scores()
-        edges = pixels.diff(dim=-1).abs().mean()
-        results[name]["sharpness"] = 100 * float(edges / (truth / gain).unflatten(1, (3, FRAMES, SIDE, SIDE)).diff(dim=-1).abs().mean())
-    return results
+            made[name].append(euler(noise, known, clips, sigmas, cfg))
+    pixels = {
+        name: (torch.cat(parts) / gain).unflatten(1, (3, FRAMES, SIDE, SIDE))
+        for name, parts in made.items()
+    }
+    edges = pixels["truth"].diff(dim=-1).abs().mean()
+    return {
+        name: judge(clip, asked).scores()
+        | {"sharpness": 100 * float(clip.diff(dim=-1).abs().mean() / edges)}
+        for name, clip in pixels.items()
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.exact", description=__doc__)
     parser.add_argument("--world", choices=WORLDS, default=WIDE.name)
-    parser.add_argument("--clips", type=int, default=2048, help="that fit each prompt")
+    parser.add_argument("--clips", type=int, default=512, help="that fit each prompt")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--gain", type=float, help="instead of measuring it with the shipped VAE")
     options = parser.parse_args(arguments)

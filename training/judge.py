@@ -166,7 +166,9 @@ def _recognise_direction(center_BF2: Tensor, area_BF: Tensor) -> Tensor:
 
 def _recognise_order(first_BF: Tensor, second_BF: Tensor) -> Tensor:
     """Index into ORDERS of the first, from the areas of both."""
-    lost = [1 - area.amin(1) / area.median(dim=1).values.clamp_min(1) for area in (first_BF, second_BF)]
+    lost = [
+        1 - area.amin(1) / area.median(dim=1).values.clamp_min(1) for area in (first_BF, second_BF)
+    ]
     more = lost[0] - lost[1]
     order = torch.where(more > 0, ORDERS.index("behind"), ORDERS.index("in front"))
     return order.masked_fill(more.abs() < HIDDEN_SHARE, ORDERS.index("apart"))

@@ -23,7 +23,7 @@ from .captions import plain_prompt, stories
 from .files import STUDENTS, TEXT, VAE
 from .judge import faithful_share, judge
 from .sheets import save_sheet
-from .world import make_scene, render, sample_scenes
+from .world import PLAIN, make_scene, render, sample_scenes
 
 SEED = 70_002
 
@@ -53,7 +53,7 @@ def look(folder: Path, task: str, clips: int, size: VideoSize) -> dict[str, Tens
     """Scores on the screen, clips under their prompts."""
     parts = Parts(folder / STUDENTS[task], folder / VAE, folder / TEXT)
     pipeline = Pipeline(parts, torch.device("cpu"))
-    scenes = sample_scenes(clips, Generator().manual_seed(SEED))
+    scenes = sample_scenes(clips, Generator().manual_seed(SEED), PLAIN)
     truth = render(scenes, size.height, size.width, size.frames)
     prompts = [plain_prompt(story) for story in stories(scenes)]
     made, started = [], time.monotonic()

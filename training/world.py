@@ -171,17 +171,30 @@ def sample_scenes(
 
 
 def sample_alike(scenes: Scenes, count: int, rng: Generator, world: World) -> Scenes:
-    """Clips of which everything sayable is as in `scenes`, one clip, and nothing else is."""
+    """Clips whose caption may be that of `scenes`, one clip: everything sayable is the same, but
+    for the share of colours, shapes and directions that captions tell wrong."""
     found = None
     while found is None or len(found) < count:
         words = Words(
             **{f.name: getattr(scenes, f.name).repeat_interleave(count, 0) for f in fields(Words)}
         )
+        if world.slip_share > 0:
+            words = _slipped(words, rng, world)
         drawn = place(words, rng, world)
         is_same = (drawn.count_B == words.count_B) & (drawn.order_B == words.order_B)
         drawn = drawn[is_same]
         found = drawn if found is None else found.join(drawn)
     return found[:count]
+
+
+def _slipped(words: Words, rng: Generator, world: World) -> Words:
+    limits = {"color_BO": len(COLORS), "shape_BO": world.shapes, "direction_BO": len(DIRECTIONS)}
+    slipped = {}
+    for name, limit in limits.items():
+        said = getattr(words, name)
+        is_wrong = torch.rand(said.shape, generator=rng) < world.slip_share
+        slipped[name] = torch.where(is_wrong, torch.randint(limit, said.shape, generator=rng), said)
+    return replace(words, **slipped)
 
 
 def _draw_words(count: int, rng: Generator, world: World) -> Words:

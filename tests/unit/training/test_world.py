@@ -1,24 +1,93 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Generator
 
+from training.captions import plain_prompt, stories
 from training.judge import faithful_share, judge
-from training.world import COLORS, DIRECTIONS, SHAPES, UNIT, make_scene, render, sample_scenes
+from training.outlines import SHAPES, TEXTURES
+from training.places import UNIT
+from training.world import (
+    COLORS,
+    DIRECTIONS,
+    ORDERS,
+    PLAIN,
+    WIDE,
+    World,
+    held_out,
+    make_scene,
+    render,
+    sample_alike,
+    sample_scenes,
+)
 
 
-def test_judge_reads_every_attribute_of_rendered_clips() -> None:
-    scenes = sample_scenes(48, Generator().manual_seed(11), pair_share=0.3)
+@pytest.mark.parametrize("world", [PLAIN, WIDE], ids=lambda world: world.name)
+def test_judge_reads_every_attribute_of_rendered_clips(world: World) -> None:
+    scenes = sample_scenes(48, Generator().manual_seed(11), world)
 
     scores = judge(render(scenes, 64, 64, 5), scenes).scores()
 
     assert min(scores.values()) >= 99.0, scores
+    assert ("texture" in scores) == ("order" in scores) == (world is WIDE)
+
+
+def test_judge_sees_which_of_two_passes_in_front() -> None:
+    drawn = sample_scenes(160, Generator().manual_seed(15))
+    scenes = drawn[drawn.order_B > 0]
+    swapped = replace(scenes, order_B=3 - scenes.order_B)
+    pixels = render(scenes, 64, 64, 9)
+
+    assert judge(pixels, scenes).scores()["order"] == 100
+    assert judge(pixels, swapped).scores()["order"] == 0
+
+
+@pytest.mark.parametrize("texture", TEXTURES[1:])
+def test_judge_takes_a_texture_for_no_other(texture: str) -> None:
+    shown = make_scene("blue", "square", "right", texture=texture)
+    pixels = render(shown, 96, 96, 5)
+
+    for other in TEXTURES[1:]:
+        asked = make_scene("blue", "square", "right", texture=other)
+        assert judge(pixels, asked).scores()["texture"] == (100 if other == texture else 0)
+
+
+def test_held_out_combinations_are_in_no_training_clip() -> None:
+    train = sample_scenes(2000, Generator().manual_seed(16))
+    new = sample_scenes(600, Generator().manual_seed(17), split="held-out")
+    everything = sample_scenes(2000, Generator().manual_seed(18), split="all")
+
+    assert not held_out(train).any()
+    assert held_out(new).all()
+    single = everything[everything.count_B == 1]
+    assert 0.05 < float(held_out(single).float().mean()) < 0.15
+    for scenes in (train, new):
+        for name, values in (("color", COLORS), ("shape", SHAPES), ("direction", DIRECTIONS)):
+            assert len(getattr(scenes, f"{name}_BO")[:, 0].unique()) == len(values)
+
+
+def test_the_plain_world_has_nothing_held_out() -> None:
+    with pytest.raises(ValueError, match="plain world holds no combination out"):
+        sample_scenes(4, Generator().manual_seed(1), PLAIN, split="held-out")
+
+
+def test_clips_alike_share_all_words_and_differ_in_place() -> None:
+    rng = Generator().manual_seed(19)
+    drawn = sample_scenes(60, rng)
+    scene = drawn[drawn.order_B == ORDERS.index("behind")][:1]
+
+    alike = sample_alike(scene, 20, rng, WIDE)
+
+    assert set(map(plain_prompt, stories(alike))) == {plain_prompt(stories(scene)[0])}
+    assert len(alike.start_BO2[:, 0, 0].unique()) == 20
 
 
 @pytest.mark.parametrize(("name", "least"), [("color", 70), ("shape", 70), ("direction", 60)])
 def test_judge_finds_fault_with_the_clips_of_other_captions(name: str, least: float) -> None:
-    scenes = sample_scenes(32, Generator().manual_seed(12), pair_share=0.0)
+    scenes = sample_scenes(32, Generator().manual_seed(12), PLAIN)
 
     scores = judge(render(scenes, 48, 48, 5), scenes[torch.arange(32).roll(1)]).scores()
 
@@ -43,7 +112,8 @@ def test_whole_paths_lie_inside_the_picture() -> None:
 
 
 def test_two_objects_have_two_colors_and_never_touch() -> None:
-    scenes = sample_scenes(300, Generator().manual_seed(14), pair_share=1.0)
+    world = replace(WIDE, pair_share=1.0, crossing_share=0.0)
+    scenes = sample_scenes(300, Generator().manual_seed(14), world)
 
     pairs = scenes[scenes.count_B == 2]
 
