@@ -1,7 +1,7 @@
 """Captions of scenes in varied words, and the plain prompt of a scene.
 
-Colour, shape, direction, texture and who passes in front are always said; size, speed and background
-only sometimes.
+Colour, shape, direction, texture and who passes in front are always said; size, speed and
+background only sometimes.
 """
 
 from __future__ import annotations

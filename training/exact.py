@@ -1,10 +1,10 @@
 """How hard a world is for few steps: samples by the exact denoiser of finite sets of its clips.
 
-For N clips x_i with weights w_i the mean of the clean clip given x = (1 - s) x_i + s noise is known:
-the average of the x_i by softmax(log w_i - |x - (1 - s) x_i|^2 / (2 s^2)). Euler steps with it are what
-a network without any error would do, https://arxiv.org/abs/2206.00364 (appendix B.3). For each prompt
-the set holds clips that fit its caption and differ in all that it leaves open: start, exact size and
-speed, tints, phases. The unguided mean has the same clips among N of any kind.
+For N clips x_i with weights w_i the mean of the clean clip given x = (1 - s) x_i + s noise is
+known: the average of the x_i by softmax(log w_i - |x - (1 - s) x_i|^2 / (2 s^2)). Euler steps with
+it are what a network without any error would do, https://arxiv.org/abs/2206.00364 (appendix B.3).
+For each prompt the set holds clips that fit its caption and differ in all that it leaves open:
+start, exact size and speed, tints, phases. The unguided mean has the same clips among others.
 
 Clips are small and stretched until two of one caption are as far apart as their latents in the
 shipped VAE: noise then hides as much of them as in training.
@@ -23,6 +23,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor
@@ -100,7 +101,7 @@ def euler(
     mine = ClipSet(clips_ND, torch.zeros(fitting), known.products_NN[:fitting, :fitting])
     heard_BN = noise_BD @ known.clips_ND.T
     noise_left, held_BN = 1.0, torch.zeros_like(heard_BN)
-    for sigma, to in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, to in pairwise(sigmas):
         match_BN = noise_left * heard_BN + held_BN @ known.products_NN
         clean_BN = torch.zeros_like(held_BN)
         clean_BN[:, :fitting] = mine.weights(match_BN[:, :fitting], sigma)
@@ -143,7 +144,7 @@ def latent_gain(world: World) -> float:
     rng = Generator().manual_seed(SEED)
     vae = load_vae(demo_path("vae"))
     ratios = []
-    for row in range(CALIBRATION_CLIPS):
+    for _ in range(CALIBRATION_CLIPS):
         pair = sample_alike(sample_scenes(1, rng, world), 2, rng, world)
         latent = vae.encode(render(pair, 128, 128, 17))
         small = rows(pair, 1.0)
@@ -153,7 +154,7 @@ def latent_gain(world: World) -> float:
 
 @torch.no_grad()
 def examine(world: World, clips: int, prompts: int, gain: float) -> dict[str, dict[str, float]]:
-    """Scores by the judge of every sampler, on the same prompts and noise; `truth` is real clips."""
+    """Scores of every sampler by the judge, on the same prompts and noise; `truth` is clips."""
     rng = Generator().manual_seed(SEED)
     asked = sample_scenes(prompts, rng, world)
     others = ClipSet.of(rows(sample_scenes(clips, rng, world), gain))

@@ -28,7 +28,7 @@ TEMPLATE_TURNS = (-0.24, -0.12, 0.0, 0.12, 0.24)
 LAG = 5  # pixels of that view over which brightness is compared
 TEXTURED = 0.012  # mean squared change of brightness from which an object has a texture
 STRIPED = 0.4  # of the change along the object, below which its change across makes stripes
-HIDDEN_SHARE = 0.12  # by which the one behind loses more of its area than the one in front
+HIDDEN_SHARE = 0.08  # by which the one behind loses more of its area than the one in front
 WHOLE_SHARE = 0.85  # of its usual area from which an object is seen whole
 FAITHFUL_PSNR = 22.0  # decibels between the given and the made first frame
 

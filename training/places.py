@@ -14,7 +14,7 @@ EDGE = 2.0  # units between an object and the edge of the picture
 GAP = 4.0  # units between two objects that stay apart
 TRIES = 16
 MEETING = (7.5, 8.5)  # frames, when two objects that pass are nearest
-MISS = 0.35  # of the smaller radius, by which their centres may miss each other
+MISS = 0.25  # of the smaller radius, by which their centres may miss each other
 FREE_FRAMES = 2  # at both ends of a clip, in which passing objects do not touch
 
 

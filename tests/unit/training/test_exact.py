@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Generator
 
@@ -29,7 +31,7 @@ def test_shares_of_noise_and_clips_walk_as_states_do() -> None:
     made = euler(noise, clips, 6, STUDENT_SIGMAS)
 
     x = noise
-    for sigma, to in zip(STUDENT_SIGMAS[:-1], STUDENT_SIGMAS[1:], strict=True):
+    for sigma, to in pairwise(STUDENT_SIGMAS):
         clean = clips.weights(x @ clips.clips_ND.T, sigma) @ clips.clips_ND
         x = x + (to - sigma) * (x - clean) / sigma
     torch.testing.assert_close(made, x, atol=1e-5, rtol=1e-4)
