@@ -22,7 +22,7 @@ import argparse
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -189,10 +189,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--world", choices=WORLDS, default=WIDE.name)
     parser.add_argument("--clips", type=int, default=512, help="that fit each prompt")
     parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--slips", type=float, help="share of words that captions tell wrong")
     parser.add_argument("--gain", type=float, help="instead of measuring it with the shipped VAE")
     options = parser.parse_args(arguments)
     started = time.monotonic()
     world = WORLDS[options.world]
+    if options.slips is not None:
+        world = replace(world, slip_share=options.slips)
     gain = latent_gain(world) if options.gain is None else options.gain
     print(f"world {world.name}, gain {gain:.2f}")
     for name, scores in examine(world, options.clips, options.prompts, gain).items():
