@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from .outlines import SHAPES, TEXTURES
-from .world import COLORS, DIRECTIONS, ORDERS, PATTERNS, SIZES, SPEEDS, TONES, Scenes
+from .world import Scenes
+from .worlds import COLORS, DIRECTIONS, ORDERS, PATTERNS, SIZES, SPEEDS, TONES
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,9 @@ def misheard(story: Story, share: float, rng: Random) -> Story:
     for only as often as they were right, unless guidance pushes it away from the rest.
     """
 
+    if share == 0:
+        return story
+
     def heard(word: str, words: tuple[str, ...]) -> str:
         return rng.choice(words) if rng.random() < share else word
 
@@ -172,7 +176,8 @@ def _phrase(thing: Thing, is_sentence: bool, rng: Random) -> str:
     pace = rng.choice(SPEED_WORDS[thing.speed]) if rng.random() < 0.6 else ""
     way = rng.choice(DIRECTION_WORDS[thing.direction])
     color, shape = rng.choice(COLOR_WORDS[thing.color]), rng.choice(SHAPE_WORDS[thing.shape])
-    texture = rng.choice(TEXTURE_WORDS[thing.texture])
+    # No choice where there is none: captions of plain objects stay those of the first release.
+    texture = "" if thing.texture == "plain" else rng.choice(TEXTURE_WORDS[thing.texture])
     verb = rng.choice(MOVES if is_sentence else MOVING)
     article = rng.choice(("a", "a", "a", "the", ""))
     is_early = rng.random() < 0.5

@@ -33,17 +33,8 @@ from lightx2v_core.presets import demo_path
 
 from .denoising import STUDENT_SIGMAS, path_sigmas
 from .judge import judge
-from .world import (
-    COLORS,
-    DIRECTIONS,
-    WIDE,
-    WORLDS,
-    Scenes,
-    World,
-    render,
-    sample_alike,
-    sample_scenes,
-)
+from .world import Scenes, render, sample_alike, sample_scenes
+from .worlds import COLORS, DIRECTIONS, PLAIN, WORLDS, World
 
 SIDE, FRAMES = 48, 5
 SEED = 80_001
@@ -178,7 +169,7 @@ def examine(world: World, clips: int, prompts: int, gain: float) -> dict[str, di
     }
     edges = pixels["truth"].diff(dim=-1).abs().mean()
     return {
-        name: judge(clip, asked).scores()
+        name: judge(clip, asked, world).scores()
         | {"sharpness": 100 * float(clip.diff(dim=-1).abs().mean() / edges)}
         for name, clip in pixels.items()
     }
@@ -186,7 +177,7 @@ def examine(world: World, clips: int, prompts: int, gain: float) -> dict[str, di
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.exact", description=__doc__)
-    parser.add_argument("--world", choices=WORLDS, default=WIDE.name)
+    parser.add_argument("--world", choices=WORLDS, default=PLAIN.name)
     parser.add_argument("--clips", type=int, default=512, help="that fit each prompt")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--slips", type=float, help="share of words that captions tell wrong")

@@ -57,14 +57,20 @@ def make_exam(
     text: nn.Module,
     seed: int = EXAM_SEED,
 ) -> Exam:
-    """The same questions every time it is called with the same count."""
-    scenes = sample_scenes(count, Generator().manual_seed(seed), split="held-out").to(
-        context.device
-    )
+    """The same questions every time it is called with the same count.
+
+    With another seed they are for choosing among models, so nothing held out is asked.
+    """
+    world = context.world
+    split = world.exam_split if seed == EXAM_SEED else "train"
+    scenes = sample_scenes(count, Generator().manual_seed(seed), world, split).to(context.device)
     pixels = context.render(scenes)
     prompts = [plain_prompt(story) for story in stories(scenes)]
     ids = caption_rows(context)(prompts).to(context.device)
-    texts = (encode_rows(text, ids), encode_rows(text, empty_rows(count, context.device)))
+    texts = (
+        encode_rows(text, ids),
+        encode_rows(text, empty_rows(count, context.device, context.world)),
+    )
     image = None
     if task == "i2v":
         picture = picture_latents(context, vae, pixels.to(context.dtype))
@@ -90,7 +96,7 @@ def sit_exam(
         clips.append(context.decode(vae, latent))
         deviations.append(float(latent.std()))
     pixels = torch.cat(clips)
-    scores = judge(pixels, exam.scenes, 2 * context.sizes.chunk).scores()
+    scores = judge(pixels, exam.scenes, context.world, 2 * context.sizes.chunk).scores()
     scores["std"] = sum(deviations) / len(deviations)
     if exam.image_BCTHW is not None:
         share, decibels = faithful_share(pixels, exam.pixels_BCFHW[:, :, 0])

@@ -3,6 +3,7 @@
 Backgrounds are neutral, so colourfulness finds the objects and hue tells them apart, whatever the
 edges blend with; shapes are compared with rendered templates of equal area, textures are told by
 where brightness changes. Of two that meet, the one that loses area is behind. No network is asked.
+What a world does not have, textures or pairs that meet, is not allowed for when its clips are seen.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .outlines import SHAPES, TEXTURES, shape_distance
-from .world import COLORS, DIRECTIONS, ORDERS, UNIT, Scenes
+from .places import UNIT
+from .world import Scenes
+from .worlds import COLORS, DIRECTIONS, ORDERS, PLAIN, World
 
 COLORFUL = 0.22  # max - min of RGB above which a pixel belongs to an object
 LEAST_AREA = 45.0  # world units squared
@@ -56,23 +59,32 @@ class Verdict:
         return scores
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Track:
+    """One object of each clip: its cover of pixels, and centre and area in every frame."""
+
+    cover_BFHW: Tensor
+    center_BF2: Tensor
+    area_BF: Tensor
+
+
 @torch.no_grad()
-def judge(pixels_BCFHW: Tensor, scenes: Scenes, chunk: int = 64) -> Verdict:
-    """What of `scenes` the clips show. Pixels in [-1, 1], on the device of `scenes`.
+def judge(pixels_BCFHW: Tensor, scenes: Scenes, world: World = PLAIN, chunk: int = 64) -> Verdict:
+    """What of `scenes`, which are of `world`, clips show. Pixels in [-1, 1], on their device.
 
     `chunk` clips at a time: each needs some memory.
     """
     parts = [
-        _judge_some(pixels_BCFHW[start : start + chunk], scenes[start : start + chunk])
+        _judge_some(pixels_BCFHW[start : start + chunk], scenes[start : start + chunk], world)
         for start in range(0, len(scenes), chunk)
     ]
     names = [field.name for field in fields(Verdict)]
     return Verdict(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
-def _judge_some(pixels_BCFHW: Tensor, scenes: Scenes) -> Verdict:
+def _judge_some(pixels_BCFHW: Tensor, scenes: Scenes, world: World) -> Verdict:
     rgb = pixels_BCFHW.float().clamp(-1, 1) * 0.5 + 0.5
-    area_BK, cover, hue_class = _see_colors(rgb)
+    area_BK, cover, hue_class = see_colors(rgb, world)
     largest_B1 = area_BK.amax(dim=1, keepdim=True)
     is_there_BK = area_BK > torch.maximum(LEAST_SHARE * largest_B1, area_BK.new_tensor(LEAST_AREA))
     seen_B2 = area_BK.topk(2, dim=1).indices
@@ -85,9 +97,10 @@ def _judge_some(pixels_BCFHW: Tensor, scenes: Scenes) -> Verdict:
         # Where the colour is wrong, form and motion are judged on what is there instead.
         color_B = torch.where(is_right, color_B, seen_B2[:, index])
         alpha_BFHW = cover * (hue_class == color_B.view(-1, 1, 1, 1))
-        center_BF2, area_BF = _centers(alpha_BFHW)
+        center_BF2, area_BF = centers(alpha_BFHW)
         areas.append(area_BF)
-        shape_B, texture_B = _recognise_form(alpha_BFHW, rgb.amax(dim=1), center_BF2, area_BF)
+        track = Track(alpha_BFHW, center_BF2, area_BF)
+        shape_B, texture_B = _recognise_form(track, rgb.amax(dim=1), world)
         direction_B = _recognise_direction(center_BF2, area_BF)
         texture = texture_B == scenes.texture_BO[:, index]
         checks = [
@@ -120,7 +133,7 @@ def psnr(pixels: Tensor, reference: Tensor) -> float:
     return float(10 * torch.log10(4.0 / (pixels.float() - reference.float()).square().mean()))
 
 
-def _see_colors(rgb_BCFHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def see_colors(rgb_BCFHW: Tensor, world: World = PLAIN) -> tuple[Tensor, Tensor, Tensor]:
     """(mean area per colour in world units, cover of each pixel, nearest colour of each pixel)."""
     high, low = rgb_BCFHW.amax(dim=1), rgb_BCFHW.amin(dim=1)
     chroma = high - low
@@ -137,12 +150,15 @@ def _see_colors(rgb_BCFHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (hue_class == k).flatten(2).sum(-1).float().mean(1) * pixel for k in range(len(COLORS))
     ]
     strength = (palette.amax(1) - palette.amin(1))[hue_class.clamp_min(0)]
-    # The dark parts of a texture, half as colourful, still cover wholly.
-    cover = ((chroma / strength - 0.15) / 0.35).clamp(0, 1) * (hue_class >= 0)
-    return torch.stack(areas, dim=1), cover, hue_class
+    if world.texture_share > 0:
+        # The dark parts of a texture, half as colourful, still cover wholly.
+        cover = (chroma / strength - 0.15) / 0.35
+    else:
+        cover = chroma / (0.92 * strength)
+    return torch.stack(areas, dim=1), cover.clamp(0, 1) * (hue_class >= 0), hue_class
 
 
-def _centers(alpha_BFHW: Tensor) -> tuple[Tensor, Tensor]:
+def centers(alpha_BFHW: Tensor) -> tuple[Tensor, Tensor]:
     """Centre of mass (x, y) in pixels, and area in pixels, of each frame."""
     height, width = alpha_BFHW.shape[-2:]
     area = alpha_BFHW.sum(dim=(2, 3))
@@ -174,25 +190,31 @@ def _recognise_order(first_BF: Tensor, second_BF: Tensor) -> Tensor:
     return order.masked_fill(more.abs() < HIDDEN_SHARE, ORDERS.index("apart"))
 
 
-def _recognise_form(
-    alpha_BFHW: Tensor, value_BFHW: Tensor, center_BF2: Tensor, area_BF: Tensor
-) -> tuple[Tensor, Tensor]:
+def _recognise_form(track: Track, value_BFHW: Tensor, world: World) -> tuple[Tensor, Tensor]:
     """(index into SHAPES of the template that overlaps best, index into TEXTURES), over some
-    frames of the clip in which the object is seen whole."""
-    frames = torch.linspace(0, alpha_BFHW.shape[1] - 1, 5).round().long().to(alpha_BFHW.device)
-    alpha, value = alpha_BFHW[:, frames].flatten(0, 1), value_BFHW[:, frames].flatten(0, 1)
-    center, area = center_BF2[:, frames].flatten(0, 1), area_BF[:, frames].flatten(0, 1)
-    usual_B1 = area_BF.median(dim=1, keepdim=True).values
-    weight_BF = (area_BF[:, frames] >= WHOLE_SHARE * usual_B1).float() + 1e-6
+    frames of the clip; where objects may hide each other, over those that show it whole."""
+    count = track.cover_BFHW.shape[1]
+    frames = torch.linspace(0, count - 1, 5).round().long().to(value_BFHW.device)
+    cover, center = track.cover_BFHW[:, frames].flatten(0, 1), track.center_BF2[:, frames]
+    area_BF = track.area_BF[:, frames]
+    usual_B1 = track.area_BF.median(dim=1, keepdim=True).values
+    weight_BF = (area_BF >= WHOLE_SHARE * usual_B1).float() + 1e-6
     weight_BF = weight_BF / weight_BF.sum(dim=1, keepdim=True)
-    views = _views(alpha, center, area)
-    overlap = _overlap(views, templates().to(views))  # (BF) x (shapes turns)
-    per_frame = overlap.unflatten(1, (len(SHAPES), -1)).amax(-1).unflatten(0, (-1, len(frames)))
-    shape_B = (per_frame * weight_BF[..., None]).sum(dim=1).argmax(dim=1)
-    across, along = (
-        (change.unflatten(0, (-1, len(frames))) * weight_BF).sum(dim=1)
-        for change in _changes(_views(value, center, area), views)
-    )
+
+    def over_frames(values: Tensor) -> Tensor:
+        values = values.unflatten(0, (-1, len(frames)))
+        if world.crossing_share == 0:
+            return values.mean(dim=1)
+        return (values * weight_BF.view(*weight_BF.shape, *(1,) * (values.ndim - 2))).sum(dim=1)
+
+    center, area = center.flatten(0, 1), area_BF.flatten(0, 1)
+    views = views_of(cover, center, area)
+    fit = overlap(views, templates().to(views))  # (BF) x (shapes turns)
+    shape_B = over_frames(fit.unflatten(1, (len(SHAPES), -1)).amax(-1)).argmax(dim=1)
+    if world.texture_share == 0:
+        return shape_B, torch.full_like(shape_B, TEXTURES.index("plain"))
+    value = views_of(value_BFHW[:, frames].flatten(0, 1), center, area)
+    across, along = (over_frames(change) for change in _changes(value, views))
     texture_B = torch.where(
         across < STRIPED * along, TEXTURES.index("striped"), TEXTURES.index("checkered")
     )
@@ -212,7 +234,7 @@ def _changes(value_NP: Tensor, cover_NP: Tensor) -> tuple[Tensor, Tensor]:
     return results[0], results[1]
 
 
-def _views(alpha_NHW: Tensor, center_N2: Tensor, area_N: Tensor) -> Tensor:
+def views_of(alpha_NHW: Tensor, center_N2: Tensor, area_N: Tensor) -> Tensor:
     """Each object centred and scaled to cover PATCH_AREA of a PATCH-sided square; N x PATCH^2."""
     size = torch.tensor(alpha_NHW.shape[:0:-1], device=alpha_NHW.device)  # width, height
     side = (area_N.clamp_min(4.0) / PATCH_AREA).sqrt()  # of the view, in pixels
@@ -223,7 +245,7 @@ def _views(alpha_NHW: Tensor, center_N2: Tensor, area_N: Tensor) -> Tensor:
     return F.grid_sample(alpha_NHW[:, None], grid, align_corners=False).flatten(1)
 
 
-def _overlap(views_NP: Tensor, templates_MP: Tensor) -> Tensor:
+def overlap(views_NP: Tensor, templates_MP: Tensor) -> Tensor:
     """Soft intersection over union, N x M."""
     common = torch.stack([torch.minimum(views_NP, one).sum(1) for one in templates_MP], dim=1)
     return common / (views_NP.sum(1, keepdim=True) + templates_MP.sum(1) - common).clamp_min(1e-6)
@@ -238,5 +260,5 @@ def templates() -> Tensor:
     u, v = line[None, None, :] / 26, line[None, :, None] / 26
     u, v = u * turn.cos() + v * turn.sin(), v * turn.cos() - u * turn.sin()
     alpha = (0.5 - shape_distance(u, v, shape) * 26).clamp(0, 1)
-    center, area = _centers(alpha[:, None])
-    return _views(alpha, center[:, 0], area[:, 0])
+    center, area = centers(alpha[:, None])
+    return views_of(alpha, center[:, 0], area[:, 0])

@@ -6,7 +6,7 @@ Axes besides those of the core: O objects, N tries.
 from __future__ import annotations
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 UNIT = 128.0  # side of the world
 TRAVEL_FRAMES = 17  # a clip of any length covers the distance of this many frames
@@ -18,26 +18,34 @@ MISS = 0.25  # of the smaller radius, by which their centres may miss each other
 FREE_FRAMES = 2  # at both ends of a clip, in which passing objects do not touch
 
 
-def place_apart(step_BO2: Tensor, radius_BO: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
+def place_apart(step_BO2: Tensor, radius_BO: Tensor, chance_NBO2: Tensor) -> tuple[Tensor, Tensor]:
     """Starts of two paths that never touch: (start_BO2, whether some try had them)."""
-    low, high = _room(step_BO2, radius_BO)
-    draws = torch.rand(TRIES, *step_BO2.shape, generator=rng)
-    start = torch.where(low < high, low + (high - low) * draws, (low + high) / 2)  # N B O 2
+    start = place_within(step_BO2, radius_BO, chance_NBO2)  # N B O 2
     gap = _distances(start, step_BO2).amin(dim=-1)
     return _first(start, gap > radius_BO.sum(dim=1) + GAP)
 
 
-def place_crossing(step_BO2: Tensor, radius_BO: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
-    """Starts of two paths that meet in the middle of the clip: (start_BO2, whether they can)."""
-    B = len(step_BO2)
+def place_within(step_BO2: Tensor, radius_BO: Tensor, chance: Tensor) -> Tensor:
+    """Starts of paths inside the picture, as `chance`, ... B O 2 from 0 to 1, has it."""
     low, high = _room(step_BO2, radius_BO)
-    time = MEETING[0] + (MEETING[1] - MEETING[0]) * torch.rand(TRIES, B, 1, 1, generator=rng)
-    miss = MISS * radius_BO.amin(dim=1).view(B, 1, 1)
-    miss = miss * (2 * torch.rand(TRIES, B, 1, 2, generator=rng) - 1)
+    return torch.where(low < high, low + (high - low) * chance, (low + high) / 2)
+
+
+def place_crossing(
+    step_BO2: Tensor, radius_BO: Tensor, chances: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Starts of two paths that meet in the middle of the clip: (start_BO2, whether they can).
+
+    `chances` are when they meet, N B, by how much they miss, N B 2, and where they meet, N B 2.
+    """
+    when, by, where = chances[0][..., None, None], chances[1][:, :, None], chances[2][:, :, None]
+    low, high = _room(step_BO2, radius_BO)
+    time = MEETING[0] + (MEETING[1] - MEETING[0]) * when
+    miss = MISS * radius_BO.amin(dim=1)[:, None, None] * (2 * by - 1)
     way = step_BO2 * time + torch.cat((torch.zeros_like(miss), -miss), dim=2)  # N B O 2
     # The meeting point that suits both starts.
     low, high = (low + way).amax(dim=2, keepdim=True), (high + way).amin(dim=2, keepdim=True)
-    start = low + (high - low) * torch.rand(TRIES, B, 1, 2, generator=rng) - way
+    start = low + (high - low) * where - way
     distance = _distances(start, step_BO2)
     ends = torch.cat((distance[..., :FREE_FRAMES], distance[..., -FREE_FRAMES:]), dim=-1)
     is_free = ends.amin(dim=-1) > radius_BO.sum(dim=1) + 1.0

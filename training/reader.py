@@ -18,7 +18,8 @@ from .fitting import Recipe, fit
 from .progress import Clock
 from .text import encode_rows, new_encoder, save_encoder
 from .vocabulary import CaptionRows, learn_pieces
-from .world import COLORS, DIRECTIONS, SHAPES, SIZES, SPEEDS, TONES, sample_scenes
+from .world import SHAPES, sample_scenes
+from .worlds import COLORS, DIRECTIONS, SIZES, SPEEDS, TONES
 
 RECIPE = Recipe(lr=1e-3, warmup=50, decay=0.98)
 # Attribute and how much it counts: what captions leave out at times counts less.

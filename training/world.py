@@ -1,86 +1,35 @@
 """A world of coloured shapes that glide over a neutral background, rendered in batches.
 
 Everything a caption or the judge may ask about is a tensor of `Scenes`; how often each thing occurs
-is a `World`. Lengths are in units of a 128-pixel square whatever the size of the picture. Axes
-besides those of the core: O objects.
+is a `World`, `PLAIN` where none is named. Lengths are in units of a 128-pixel square whatever the
+size of the picture. Axes besides those of the core: O objects.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
+from .draws import Chances, Words, draw, draw_chances
 from .outlines import SHAPES, TEXTURES, shape_distance, signed_wave, soft_square, texture_shade
 from .places import TRAVEL_FRAMES, UNIT, place_apart, place_crossing
-
-COLORS = {
-    "red": (0.92, 0.13, 0.12),
-    "orange": (1.00, 0.55, 0.05),
-    "yellow": (0.98, 0.90, 0.15),
-    "green": (0.14, 0.72, 0.24),
-    "cyan": (0.10, 0.80, 0.86),
-    "blue": (0.15, 0.32, 0.95),
-    "purple": (0.55, 0.18, 0.84),
-    "pink": (1.00, 0.42, 0.74),
-}
-# Screen coordinates: y grows downwards. The first four are the cardinal ones.
-DIRECTIONS = {
-    "right": (1.0, 0.0),
-    "left": (-1.0, 0.0),
-    "up": (0.0, -1.0),
-    "down": (0.0, 1.0),
-    "up right": (math.sqrt(0.5), -math.sqrt(0.5)),
-    "up left": (-math.sqrt(0.5), -math.sqrt(0.5)),
-    "down right": (math.sqrt(0.5), math.sqrt(0.5)),
-    "down left": (-math.sqrt(0.5), math.sqrt(0.5)),
-}
-SPEEDS = {"slow": (1.2, 1.8), "steady": (2.1, 2.8), "fast": (3.3, 4.2)}  # units per frame
-SIZES = ("small", "medium", "large")  # their radii are the world's
-TONES = {"dark": (0.03, 0.18), "grey": (0.38, 0.50), "light": (0.78, 0.93)}
-PATTERNS = ("plain", "gradient", "striped", "checkered")
-# How the first of two objects passes the second.
-ORDERS = ("apart", "in front", "behind")
-HELD_OUT_CYCLE = 10  # one combination in so many is kept from training
-Split = Literal["train", "held-out", "all"]
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What there is, and how often. Shares are of clips unless said otherwise."""
-
-    name: str
-    shapes: int = len(SHAPES)  # the first of SHAPES
-    radii: tuple[tuple[float, float], ...] = ((12.0, 13.5), (15.0, 17.5), (19.5, 23.0))
-    pair_share: float = 0.4  # with two objects; a few find no room and stay single
-    crossing_share: float = 0.5  # of these, one passing in front of the other
-    texture_share: float = 0.3  # of medium and large objects, striped or checkered
-    diagonal_share: float = 0.35  # of objects
-    common_patterns: int = 2  # the first of PATTERNS
-    pattern_share: float = 0.4  # with any of PATTERNS
-    slip_share: float = 0.0  # of captions' colours, shapes and directions that are told wrong
-    holds_out: bool = True  # whether some combinations are kept from training
-
-
-WIDE = World("wide")
-# What the first released family was trained on.
-PLAIN = World(
-    "plain",
-    shapes=4,
-    radii=((10.5, 12.5), (14.0, 17.0), (19.0, 23.0)),
-    pair_share=0.0,
-    crossing_share=0.0,
-    texture_share=0.0,
-    diagonal_share=0.2,
-    pattern_share=0.0,
-    slip_share=0.0,
-    holds_out=False,
+from .worlds import (
+    COLORS,
+    DIRECTIONS,
+    HELD_OUT_CYCLE,
+    ORDERS,
+    PATTERNS,
+    PLAIN,
+    SIZES,
+    SPEEDS,
+    TONES,
+    Split,
+    World,
 )
-WORLDS = {world.name: world for world in (WIDE, PLAIN)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,22 +73,6 @@ class Scenes:
         return Scenes(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Words:
-    """What can be said about clips, before anything has a place. Indices, as in `Scenes`."""
-
-    count_B: Tensor
-    order_B: Tensor
-    shape_BO: Tensor
-    color_BO: Tensor
-    texture_BO: Tensor
-    direction_BO: Tensor
-    speed_BO: Tensor
-    size_BO: Tensor
-    tone_B: Tensor
-    pattern_B: Tensor
-
-
 def held_out(scenes: Scenes | Words) -> Tensor:
     """B bool: an object of the clip has a colour, shape and direction no training clip joins.
 
@@ -152,7 +85,7 @@ def held_out(scenes: Scenes | Words) -> Tensor:
 
 
 def sample_scenes(
-    count: int, rng: Generator, world: World = WIDE, split: Split = "train"
+    count: int, rng: Generator, world: World = PLAIN, split: Split = "train"
 ) -> Scenes:
     """Random clips, drawn on the CPU so that a seed means the same everywhere.
 
@@ -161,10 +94,10 @@ def sample_scenes(
     if split == "held-out" and not world.holds_out:
         raise ValueError(f"the {world.name} world holds no combination out of training")
     if split == "all" or not world.holds_out:
-        return place(_draw_words(count, rng, world), rng, world)
+        return place(*draw(count, rng, world), world)
     scenes = None
     while scenes is None or len(scenes) < count:
-        drawn = place(_draw_words(max(count, 16), rng, world), rng, world)
+        drawn = place(*draw(max(count, 16), rng, world), world)
         drawn = drawn[held_out(drawn) == (split == "held-out")]
         scenes = drawn if scenes is None else scenes.join(drawn)
     return scenes[:count]
@@ -180,7 +113,7 @@ def sample_alike(scenes: Scenes, count: int, rng: Generator, world: World) -> Sc
         )
         if world.slip_share > 0:
             words = _slipped(words, rng, world)
-        drawn = place(words, rng, world)
+        drawn = place(words, draw_chances(count, rng), world)
         is_same = (drawn.count_B == words.count_B) & (drawn.order_B == words.order_B)
         drawn = drawn[is_same]
         found = drawn if found is None else found.join(drawn)
@@ -197,67 +130,26 @@ def _slipped(words: Words, rng: Generator, world: World) -> Words:
     return replace(words, **slipped)
 
 
-def _draw_words(count: int, rng: Generator, world: World) -> Words:
-    def pick(limit: int, *shape: int) -> Tensor:
-        return torch.randint(limit, shape or (count,), generator=rng)
-
-    def chance(share: float, *shape: int) -> Tensor:
-        return torch.rand(shape or (count,), generator=rng) < share
-
-    is_pair = chance(world.pair_share)
-    is_crossing = is_pair & chance(world.crossing_share)
-    color = pick(len(COLORS))
-    other = (color + 1 + pick(len(COLORS) - 1)) % len(COLORS)
-    speed_BO, size_BO = pick(len(SPEEDS), count, 2), pick(len(SIZES), count, 2)
-    # Two need room; two that pass must be away from each other at both ends of the clip.
-    size_BO = torch.where(is_pair[:, None], size_BO.clamp_max(1), size_BO)
-    speed_BO = torch.where(is_crossing[:, None], speed_BO.clamp_min(1), speed_BO)
-    direction_BO = pick(4, count, 2) + 4 * chance(world.diagonal_share, count, 2)
-    against = torch.multinomial(_against()[direction_BO[:, 0]], 1, generator=rng)[:, 0]
-    direction_BO[:, 1] = torch.where(is_crossing, against, direction_BO[:, 1])
-    is_textured = chance(world.texture_share, count, 2) & (size_BO > 0)
-    texture_BO = (1 + pick(len(TEXTURES) - 1, count, 2)) * is_textured
-    any_pattern, common = pick(len(PATTERNS)), pick(world.common_patterns)
-    return Words(
-        count_B=1 + is_pair.long(),
-        order_B=(1 + pick(2)) * is_crossing,
-        shape_BO=pick(world.shapes, count, 2),
-        color_BO=torch.stack((color, other), dim=1),
-        texture_BO=texture_BO,
-        direction_BO=direction_BO,
-        speed_BO=speed_BO,
-        size_BO=size_BO,
-        tone_B=pick(len(TONES)),
-        pattern_B=torch.where(chance(world.pattern_share), any_pattern, common),
-    )
+def within(ranges: Sequence[tuple[float, float]], index: Tensor, chance: Tensor) -> Tensor:
+    """Numbers of the ranges that `index` names, `chance` 0 to 1 of the way through them."""
+    low, high = torch.tensor(list(ranges)).unbind(1)
+    return low[index] + (high - low)[index] * chance
 
 
-def _against() -> Tensor:
-    """How often each direction (column) is that of the second object when the first has the row's
-    and they pass: towards it, or across."""
-    ways = torch.tensor(list(DIRECTIONS.values()))
-    return (0.1 - ways @ ways.T).clamp_min(0)
-
-
-def place(words: Words, rng: Generator, world: World) -> Scenes:
+def place(words: Words, chances: Chances, world: World) -> Scenes:
     """Give everything its numbers. A pair that finds no room loses its second object."""
-    count = len(words.count_B)
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=rng)
-
-    def within(ranges: list[tuple[float, float]], index: Tensor) -> Tensor:
-        low, high = torch.tensor(ranges).unbind(1)
-        return low[index] + (high - low)[index] * uniform(*index.shape)
-
-    radius_BO = within(list(world.radii), words.size_BO)
-    step_BO2 = torch.tensor(list(DIRECTIONS.values()))[words.direction_BO]
-    step_BO2 = step_BO2 * within(list(SPEEDS.values()), words.speed_BO)[..., None]
-    apart_BO2, has_room = place_apart(step_BO2, radius_BO, rng)
-    crossing_BO2, can_cross = place_crossing(step_BO2, radius_BO, rng)
-    is_crossing = words.order_B > 0
-    is_pair = (words.count_B == 2) & torch.where(is_crossing, can_cross, has_room)
-    tint_BO3 = 0.03 * (2 * uniform(count, 2, 3) - 1)
+    radius_BO = within(world.radii, words.size_BO, chances.radius_BO)
+    pace_BO = within(tuple(SPEEDS.values()), words.speed_BO, chances.speed_BO)
+    step_BO2 = torch.tensor(list(DIRECTIONS.values()))[words.direction_BO] * pace_BO[..., None]
+    start_BO2, has_room = place_apart(step_BO2, radius_BO, chances.apart_NBO2)
+    if chances.crossing is not None:
+        crossing_BO2, can_cross = place_crossing(step_BO2, radius_BO, chances.crossing)
+        is_crossing = words.order_B > 0
+        has_room = torch.where(is_crossing, can_cross, has_room)
+        crosses = (is_crossing & can_cross)[:, None, None]
+        start_BO2 = torch.where(crosses, crossing_BO2, start_BO2)
+    is_pair = (words.count_B == 2) & has_room
+    rgb_BO3 = torch.tensor(list(COLORS.values()))[words.color_BO]
     return Scenes(
         count_B=1 + is_pair.long(),
         order_B=words.order_B * is_pair,
@@ -269,15 +161,15 @@ def place(words: Words, rng: Generator, world: World) -> Scenes:
         size_BO=words.size_BO,
         tone_B=words.tone_B,
         pattern_B=words.pattern_B,
-        start_BO2=torch.where((is_crossing & can_cross)[:, None, None], crossing_BO2, apart_BO2),
+        start_BO2=start_BO2,
         step_BO2=step_BO2,
         radius_BO=radius_BO,
-        turn_BO=0.2 * (2 * uniform(count, 2) - 1),
-        grain_BO2=uniform(count, 2, 2),
-        rgb_BO3=(torch.tensor(list(COLORS.values()))[words.color_BO] + tint_BO3).clamp(0, 1),
-        value_B=within(list(TONES.values()), words.tone_B),
-        contrast_B=0.08 + 0.10 * uniform(count),
-        phase_B2=uniform(count, 2),
+        turn_BO=0.2 * (2 * chances.turn_BO - 1),
+        grain_BO2=chances.grain_BO2,
+        rgb_BO3=(rgb_BO3 + 0.03 * (2 * chances.tint_BO3 - 1)).clamp(0, 1),
+        value_B=within(tuple(TONES.values()), words.tone_B, chances.value_B),
+        contrast_B=0.08 + 0.10 * chances.contrast_B,
+        phase_B2=chances.phase_B2,
     )
 
 
@@ -336,7 +228,7 @@ def render(
     times = torch.arange(frames, device=device) * pace
     ranked = _back_first(scenes)
     for layer in range(2 - int(scenes.count_B.max()), 2):
-        canvas = _draw_object(canvas, ranked, layer, (x, y), times)
+        canvas = _draw_object(canvas, ranked, layer, (x, y, pixel), times)
     return (canvas * 2 - 1).contiguous()
 
 
@@ -353,9 +245,9 @@ def _back_first(scenes: Scenes) -> Scenes:
 
 
 def _draw_object(
-    canvas: Tensor, ranked: Scenes, layer: int, axes: tuple[Tensor, Tensor], times: Tensor
+    canvas: Tensor, ranked: Scenes, layer: int, grid: tuple[Tensor, Tensor, float], times: Tensor
 ) -> Tensor:
-    x, y = axes
+    x, y, pixel = grid
     center = ranked.start_BO2[:, layer, None] + ranked.step_BO2[:, layer, None] * times[:, None]
     dx = x - center[:, :, 0, None, None]  # B F 1 W
     dy = y[:, None] - center[:, :, 1, None, None]  # B F H 1
@@ -363,7 +255,7 @@ def _draw_object(
     u = (dx * turn.cos() + dy * turn.sin()) / radius
     v = (dy * turn.cos() - dx * turn.sin()) / radius
     distance = shape_distance(u, v, ranked.shape_BO[:, layer]) * radius
-    alpha = (0.5 - distance / (y[1] - y[0])).clamp(0, 1)
+    alpha = (0.5 - distance / pixel).clamp(0, 1)
     is_there = (ranked.count_B == 2) | (layer == 1)
     alpha = alpha * is_there.view(-1, 1, 1, 1)
     # A little light from above.

@@ -15,7 +15,8 @@ from lightx2v_core.pipeline import GenerateRequest, Pipeline
 from lightx2v_core.presets import DEMO_FILES, DEMO_FOLDER, Overrides, demo_path
 from training.captions import plain_prompt, stories
 from training.judge import faithful_share, judge
-from training.world import PLAIN, Scenes, render, sample_scenes
+from training.world import Scenes, render, sample_scenes
+from training.worlds import PLAIN
 
 CPU = torch.device("cpu")
 

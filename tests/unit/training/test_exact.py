@@ -7,7 +7,8 @@ from torch import Generator
 
 from training.denoising import STUDENT_SIGMAS, path_sigmas
 from training.exact import ClipSet, commonness, euler, examine
-from training.world import PLAIN, WIDE, World, sample_alike, sample_scenes
+from training.world import sample_alike, sample_scenes
+from training.worlds import PLAIN, WIDE, World
 
 
 def two_clips(distance: float) -> ClipSet:

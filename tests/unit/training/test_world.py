@@ -10,19 +10,8 @@ from training.captions import plain_prompt, stories
 from training.judge import faithful_share, judge
 from training.outlines import SHAPES, TEXTURES
 from training.places import UNIT
-from training.world import (
-    COLORS,
-    DIRECTIONS,
-    ORDERS,
-    PLAIN,
-    WIDE,
-    World,
-    held_out,
-    make_scene,
-    render,
-    sample_alike,
-    sample_scenes,
-)
+from training.world import held_out, make_scene, render, sample_alike, sample_scenes
+from training.worlds import COLORS, DIRECTIONS, ORDERS, PLAIN, WIDE, World
 
 
 @pytest.mark.parametrize("world", [PLAIN, WIDE], ids=lambda world: world.name)
