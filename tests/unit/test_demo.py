@@ -16,7 +16,6 @@ from lightx2v_core.presets import DEMO_FILES, DEMO_FOLDER, Overrides, demo_path
 from training.captions import plain_prompt, stories
 from training.judge import faithful_share, judge
 from training.world import Scenes, render, sample_scenes
-from training.worlds import PLAIN
 
 CPU = torch.device("cpu")
 
@@ -24,7 +23,7 @@ CPU = torch.device("cpu")
 def generate(task: str, clips: int, **changes: object) -> tuple[torch.Tensor, Scenes]:
     """Clips of held-out scenes, BCFHW in [-1, 1], and the scenes."""
     pipeline = Pipeline(find_parts("demo", task), CPU)
-    scenes = sample_scenes(64, Generator().manual_seed(123), PLAIN)[:clips]
+    scenes = sample_scenes(64, Generator().manual_seed(123))[:clips]
     first = render(scenes, 128, 128, 17)[:, :, 0]
     made = []
     for index, story in enumerate(stories(scenes)):
@@ -60,7 +59,7 @@ def test_a_demo_transformer_is_detected_as_what_it_is(task, family, channels):
 
 def test_the_folded_vae_gives_unit_latents_and_clear_pictures():
     vae = load_vae(demo_path("vae"))
-    pixels = render(sample_scenes(3, Generator().manual_seed(5), PLAIN), 128, 128, 17)
+    pixels = render(sample_scenes(3, Generator().manual_seed(5)), 128, 128, 17)
 
     with torch.inference_mode():
         latent = vae.encode(pixels)

@@ -144,3 +144,25 @@ def test_clips_are_shared_out_evenly() -> None:
 def test_a_folder_without_models_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="holds no model this table knows"):
         table_main(["--folder", str(tmp_path), "--out", str(tmp_path)])
+
+
+def test_a_table_of_held_out_captions_asks_for_textures_and_order(
+    family: Path, tmp_path: Path
+) -> None:
+    asked = ["--world", "wide", "--split", "held-out", "--tasks", "t2v", "--main-rows"]
+
+    table_main(
+        ["--smoke", "--folder", str(family), "--out", str(tmp_path), "--prompts", "9", *asked]
+    )
+
+    row = json.loads((tmp_path / "table.json").read_text("utf-8"))["rows"][0]
+    assert list(row["attributes"]) == ["color", "shape", "direction", "texture", "count", "order"]
+
+
+def test_the_plain_world_has_no_table_of_held_out_captions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        table_main(["--out", str(tmp_path), "--split", "held-out"])
+
+    assert "the plain world holds nothing out" in capsys.readouterr().err
