@@ -21,10 +21,11 @@ from .context import Context
 from .files import VAE, save_weights
 from .fitting import Recipe, fit
 from .judge import judge, psnr
+from .places import TRAVEL_FRAMES, UNIT
 from .progress import Clock
 from .sheets import save_sheet
 from .sizes import Sizes
-from .world import TRAVEL_FRAMES, UNIT, Scenes, render, sample_scenes
+from .world import Scenes, render, sample_scenes
 
 RECIPE = Recipe(lr=1e-3, warmup=100, decay=0.998)
 SHORT_PART = 0.85  # of the time, with short clips
@@ -62,7 +63,7 @@ def train_vae(context: Context, minutes: float) -> None:
         is_short = fraction < SHORT_PART
         batch = sizes.short_batch if is_short else sizes.vae_batch
         frames = sizes.short_frames if is_short else sizes.frames
-        scenes = sample_scenes(batch, rng).to(device)
+        scenes = sample_scenes(batch, rng, context.world).to(device)
         pace = (TRAVEL_FRAMES - 1) / (sizes.frames - 1)
         pixels = render(scenes, sizes.side, sizes.side, frames, pace)
         if is_short:
@@ -138,7 +139,7 @@ def finish(context: Context, vae: WanVae) -> None:
     """Measure, fold, save, and look at what became of it."""
     sizes = context.sizes
     rng = Generator().manual_seed(context.seed + 1)
-    scenes = sample_scenes(sizes.fold_clips, rng).to(context.device)
+    scenes = sample_scenes(sizes.fold_clips, rng, context.world).to(context.device)
     half = copy.deepcopy(vae).to(context.dtype)
     means = []
     for start in range(0, len(scenes), sizes.chunk):
@@ -172,14 +173,15 @@ def examine_vae(context: Context) -> dict[str, float]:
     """Scores of the saved file, as it will be shipped."""
     sizes = context.sizes
     vae = context.load_vae()
-    scenes = sample_scenes(sizes.exam_clips, Generator().manual_seed(90_001)).to(context.device)
+    world, rng = context.world, Generator().manual_seed(90_001)
+    scenes = sample_scenes(sizes.exam_clips, rng, world, world.exam_split).to(context.device)
     pixels = context.render(scenes)
     latent = context.encode(vae, pixels)
     made = context.decode(vae, latent)
     scores = {
         "psnr": psnr(made, pixels),
-        "judge": judge(made, scenes).scores()["all"],
-        "judge_truth": judge(pixels, scenes).scores()["all"],
+        "judge": judge(made, scenes, world).scores()["all"],
+        "judge_truth": judge(pixels, scenes, world).scores()["all"],
         "latent_mean": float(latent.mean(dim=(0, 2, 3, 4)).abs().max()),
         "latent_std_low": float(latent.std(dim=(0, 2, 3, 4)).min()),
         "latent_std_high": float(latent.std(dim=(0, 2, 3, 4)).max()),

@@ -12,7 +12,7 @@ from lightx2v_core.conditioning import frame_mask
 from lightx2v_core.datatypes import VideoSize
 from lightx2v_core.wan.vae import WanVae
 
-from .captions import caption, stories
+from .captions import caption, misheard, stories
 from .context import Context
 from .files import TEXT, read_weights
 from .progress import Clock
@@ -105,8 +105,8 @@ def caption_rows(context: Context) -> CaptionRows:
     for folder in (context.out, context.source):
         if folder is not None and (folder / TEXT).is_file():
             model = read_weights(folder / TEXT)["spiece_model"]
-            return CaptionRows(model.numpy().tobytes())
-    return CaptionRows(learn_pieces(context.seed))
+            return CaptionRows(model.numpy().tobytes(), context.world)
+    return CaptionRows(learn_pieces(context.seed, world=context.world), context.world)
 
 
 def bank_of(context: Context) -> Bank:
@@ -125,12 +125,12 @@ def fill_bank(context: Context, minutes: float, with_images: bool) -> None:
     latents, pictures, ids = [], [], []
     count = 0
     while count < sizes.bank_clips and not (clock.is_over and count >= sizes.teacher_batch):
-        scenes = sample_scenes(sizes.chunk, rng)
+        scenes = sample_scenes(sizes.chunk, rng, context.world)
         pixels = context.render(scenes.to(context.device)).to(context.dtype)
         latents.append(context.encode(vae, pixels).half())
         if with_images:
             pictures.append(picture_latents(context, vae, pixels).half())
-        told = stories(scenes)
+        told = [misheard(story, context.world.slip_share, words) for story in stories(scenes)]
         captions = [caption(story, words) for story in told for _ in range(WORDINGS)]
         ids.append(rows(captions).to(torch.int16).unflatten(0, (-1, WORDINGS)))
         count += sizes.chunk

@@ -15,6 +15,7 @@ from .files import VAE, find, read_vae
 from .progress import Journal
 from .sizes import Sizes
 from .world import Scenes, render
+from .worlds import PLAIN, World
 
 if TYPE_CHECKING:
     from .bank import Bank
@@ -30,6 +31,7 @@ class Context:
     device: torch.device
     seed: int
     journal: Journal
+    world: World = PLAIN
     cfg: float = 3.0  # guidance of the teacher
     rollout: str = "euler"  # of distribution matching
     lr: float | None = None  # of the VAE; None is the recipe's own

@@ -79,7 +79,9 @@ def train_dmd(context: Context, task: str, minutes: float, recipe: DmdRecipe | N
     student = load(context, STUDENTS[task], task)
     fake = load(context, TEACHERS[task], task)
     rng = Generator(context.device).manual_seed(context.seed + 6000)
-    empty = encode_rows(text, empty_rows(1, context.device)).expanded(context.sizes.dmd_batch)
+    empty = encode_rows(text, empty_rows(1, context.device, context.world)).expanded(
+        context.sizes.dmd_batch
+    )
     walker = Denoiser(student, context.dtype, context.compiles)
     critic = Denoiser(fake, context.dtype, context.compiles)
     scores = Scores(walker, critic, guided_score(real, empty, context.cfg))

@@ -57,12 +57,20 @@ def make_exam(
     text: nn.Module,
     seed: int = EXAM_SEED,
 ) -> Exam:
-    """The same questions every time it is called with the same count."""
-    scenes = sample_scenes(count, Generator().manual_seed(seed)).to(context.device)
+    """The same questions every time it is called with the same count.
+
+    With another seed they are for choosing among models, so nothing held out is asked.
+    """
+    world = context.world
+    split = world.exam_split if seed == EXAM_SEED else "train"
+    scenes = sample_scenes(count, Generator().manual_seed(seed), world, split).to(context.device)
     pixels = context.render(scenes)
     prompts = [plain_prompt(story) for story in stories(scenes)]
     ids = caption_rows(context)(prompts).to(context.device)
-    texts = (encode_rows(text, ids), encode_rows(text, empty_rows(count, context.device)))
+    texts = (
+        encode_rows(text, ids),
+        encode_rows(text, empty_rows(count, context.device, context.world)),
+    )
     image = None
     if task == "i2v":
         picture = picture_latents(context, vae, pixels.to(context.dtype))
@@ -88,23 +96,12 @@ def sit_exam(
         clips.append(context.decode(vae, latent))
         deviations.append(float(latent.std()))
     pixels = torch.cat(clips)
-    scores = judge_in_parts(context, pixels, exam.scenes)
+    scores = judge(pixels, exam.scenes, context.world, 2 * context.sizes.chunk).scores()
     scores["std"] = sum(deviations) / len(deviations)
     if exam.image_BCTHW is not None:
         share, decibels = faithful_share(pixels, exam.pixels_BCFHW[:, :, 0])
         scores |= {"first_frame": share, "first_frame_psnr": decibels}
     return scores, pixels
-
-
-def judge_in_parts(context: Context, pixels: Tensor, scenes: Scenes) -> dict[str, float]:
-    """`judge` needs some memory for each clip; means over parts weighted by their size."""
-    step = 2 * context.sizes.chunk
-    total: dict[str, float] = {}
-    for start in range(0, len(scenes), step):
-        part = scenes[start : start + step]
-        for name, value in judge(pixels[start : start + step], part).scores().items():
-            total[name] = total.get(name, 0.0) + value * len(part) / len(scenes)
-    return total
 
 
 def load_judges(context: Context) -> tuple[WanVae, nn.Module]:

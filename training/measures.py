@@ -17,13 +17,14 @@ from .judge import (
     LEAST_AREA,
     LEAST_SHARE,
     Verdict,
-    _centers,
-    _overlap,
-    _see_colors,
-    _views,
+    centers,
+    overlap,
+    see_colors,
     templates,
+    views_of,
 )
-from .world import UNIT
+from .places import UNIT
+from .worlds import PLAIN, World
 
 # Each feature with the deviation below which no difference would be seen: rendered clips are
 # exact in some features, and dividing by next to nothing would let those decide alone.
@@ -74,14 +75,15 @@ def first_frame_psnr(pixels_BCFHW: Tensor, first_BCHW: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def clip_features(pixels_BCFHW: Tensor) -> Tensor:
-    """B x len(FEATURES) float32, on the CPU. Pixels in [-1, 1]; nothing seen gives zeros."""
+def clip_features(pixels_BCFHW: Tensor, world: World = PLAIN) -> Tensor:
+    """B x len(FEATURES) float32, on the CPU. Pixels in [-1, 1] of `world`; nothing seen gives
+    zeros."""
     rgb = pixels_BCFHW.float().clamp(-1, 1) * 0.5 + 0.5
-    area_BK, cover, hue_class = _see_colors(rgb)
+    area_BK, cover, hue_class = see_colors(rgb, world)
     is_object = hue_class == area_BK.argmax(dim=1).view(-1, 1, 1, 1)
     alpha = cover * is_object
     unit = UNIT / rgb.shape[-1]
-    center_BF2, area_BF = _centers(alpha)
+    center_BF2, area_BF = centers(alpha)
     least = torch.maximum(
         LEAST_SHARE * area_BK.amax(dim=1, keepdim=True), area_BK.new_tensor(LEAST_AREA)
     )
@@ -141,8 +143,8 @@ def _light(rgb_BCFHW: Tensor, alpha_BFHW: Tensor, is_background: Tensor) -> list
 
 def _shape_overlap(alpha_BFHW: Tensor, center_BF2: Tensor, area_BF: Tensor) -> Tensor:
     middle = alpha_BFHW.shape[1] // 2
-    views = _views(alpha_BFHW[:, middle], center_BF2[:, middle], area_BF[:, middle])
-    return _overlap(views, templates().to(views)).amax(dim=1)
+    views = views_of(alpha_BFHW[:, middle], center_BF2[:, middle], area_BF[:, middle])
+    return overlap(views, templates().to(views)).amax(dim=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from lightx2v_core.wan.vae import WanVae
 
+from .again import draw_again
 from .bank import condition_mask, picture_latents, with_mask
 from .captions import plain_prompt, stories
 from .context import Context
@@ -20,12 +21,10 @@ from .measures import Reference, clip_features
 from .text import TextStates, empty_rows, encode_rows
 from .vocabulary import CaptionRows
 from .world import Scenes, sample_scenes
+from .worlds import PLAIN, Split, World
 
 SCENE_SEED = 70_003  # no training and no other exam draws its clips from these
 NOISE_SEED, AGAIN_SEED = 70_004, 70_005
-
-Source = Callable[[int, Generator], Scenes]
-Again = Callable[[Scenes, Generator], Scenes]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +67,10 @@ def ask(
     count = len(scenes)
     prompts = [plain_prompt(story) for story in stories(scenes)]
     ids = rows(prompts).to(context.device)
-    texts = (encode_rows(text, ids), encode_rows(text, empty_rows(count, context.device)))
+    texts = (
+        encode_rows(text, ids),
+        encode_rows(text, empty_rows(count, context.device, context.world)),
+    )
     rng = Generator().manual_seed(NOISE_SEED)
     noise = torch.randn(count * seeds, *context.sizes.latent_shape, generator=rng)
     scenes = scenes.to(context.device)
@@ -91,9 +93,9 @@ def parts_of(context: Context, scenes: Scenes) -> list[Scenes]:
     return [scenes[start : start + step] for start in range(0, len(scenes), step)]
 
 
-def unseen_scenes(count: int, source: Source = sample_scenes) -> Scenes:
-    """The scenes of the table; `source` draws them."""
-    return source(count, Generator().manual_seed(SCENE_SEED))
+def unseen_scenes(count: int, world: World = PLAIN, split: Split = "train") -> Scenes:
+    """The scenes of the table."""
+    return sample_scenes(count, Generator().manual_seed(SCENE_SEED), world, split)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,18 +112,16 @@ class RealClips:
 
 
 @torch.no_grad()
-def real_clips(
-    context: Context, asked: Questions, again: Again, vae: WanVae, least: int
-) -> RealClips:
+def real_clips(context: Context, asked: Questions, vae: WanVae, least: int) -> RealClips:
     """At least `least` rendered clips. The floors are of as many as each sampler makes; the one
     through the VAE takes a GPU."""
     draws = max(2, -(-least // len(asked.prompts)))
     rng = Generator().manual_seed(AGAIN_SEED)
 
     def features(clip_of: Callable[[Tensor], Tensor]) -> Tensor:
-        drawn = again(asked.scenes.to("cpu"), rng).to(context.device)
-        parts = [clip_features(clip_of(context.render(s))) for s in parts_of(context, drawn)]
-        return torch.cat(parts)
+        drawn = draw_again(asked.scenes, rng, context.world).to(context.device)
+        clips = (clip_of(context.render(part)) for part in parts_of(context, drawn))
+        return torch.cat([clip_features(pixels, context.world) for pixels in clips])
 
     def through_vae(pixels: Tensor) -> Tensor:
         return context.decode(vae, context.encode(vae, pixels.to(context.dtype)))

@@ -24,6 +24,7 @@ from .files import STUDENTS, TEXT, VAE
 from .judge import faithful_share, judge
 from .sheets import save_sheet
 from .world import make_scene, render, sample_scenes
+from .worlds import PLAIN, WORLDS, World
 
 SEED = 70_002
 
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.quick", description=__doc__)
     parser.add_argument("--folder", type=Path, default=DEMO_FOLDER, help="where the demo files are")
     parser.add_argument("--clips", type=int, default=8, help="for each task")
+    parser.add_argument("--world", choices=WORLDS, default=PLAIN.name, help="of the prompts")
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--sheet", type=Path, default=Path("out/quick.png"))
@@ -44,16 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: dict[str, Tensor] = {}
     for task in STUDENTS:
         size = VideoSize(options.side, options.side, options.frames)
-        rows |= look(options.folder, task, options.clips, size)
+        rows |= look(options.folder, task, options.clips, size, WORLDS[options.world])
     save_sheet(rows, options.sheet)
     print(f"see {options.sheet}")
 
 
-def look(folder: Path, task: str, clips: int, size: VideoSize) -> dict[str, Tensor]:
+def look(folder: Path, task: str, clips: int, size: VideoSize, world: World) -> dict[str, Tensor]:
     """Scores on the screen, clips under their prompts."""
     parts = Parts(folder / STUDENTS[task], folder / VAE, folder / TEXT)
     pipeline = Pipeline(parts, torch.device("cpu"))
-    scenes = sample_scenes(clips, Generator().manual_seed(SEED))
+    scenes = sample_scenes(clips, Generator().manual_seed(SEED), world, world.exam_split)
     truth = render(scenes, size.height, size.width, size.frames)
     prompts = [plain_prompt(story) for story in stories(scenes)]
     made, started = [], time.monotonic()
@@ -62,7 +64,7 @@ def look(folder: Path, task: str, clips: int, size: VideoSize) -> dict[str, Tens
         result = pipeline.generate(GenerateRequest(prompt, image=image, size=size, seed=index))
         made.append(result.frames.permute(3, 0, 1, 2).float() / 127.5 - 1)  # FHWC -> CFHW
     pixels = torch.stack(made)
-    scores = judge(pixels, scenes).scores()
+    scores = judge(pixels, scenes, world).scores()
     if task == "i2v":
         scores["first_frame"], scores["first_frame_psnr"] = faithful_share(pixels, truth[:, :, 0])
     words = ", ".join(f"{name} {value:.1f}" for name, value in scores.items())

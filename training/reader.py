@@ -1,11 +1,15 @@
 """Stage `text`: the text encoder, taught on captions alone to tell what they say. Fits a CPU.
 
 Each attribute has a query that looks over the token states and names it, as the transformer's
-cross-attention will. What is learnt for that is kept, the queries are not.
+cross-attention will; where there are pairs, those of both objects and who is in front. What is
+learnt for that is kept, the queries are not.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
 
 import torch
@@ -15,30 +19,69 @@ from torch import Generator, Tensor, nn
 from .captions import caption, stories
 from .context import Context
 from .fitting import Recipe, fit
+from .outlines import SHAPES, TEXTURES
 from .progress import Clock
 from .text import encode_rows, new_encoder, save_encoder
 from .vocabulary import CaptionRows, learn_pieces
-from .world import COLORS, DIRECTIONS, SHAPES, SIZES, SPEEDS, TONES, sample_scenes
+from .world import Scenes, sample_scenes
+from .worlds import COLORS, DIRECTIONS, ORDERS, SIZES, SPEEDS, TONES, World
 
 RECIPE = Recipe(lr=1e-3, warmup=50, decay=0.98)
-# Attribute and how much it counts: what captions leave out at times counts less.
-ATTRIBUTES = {
-    "shape": (len(SHAPES), 1.0),
-    "color": (len(COLORS), 1.0),
-    "direction": (len(DIRECTIONS), 1.0),
-    "size": (len(SIZES), 0.3),
-    "speed": (len(SPEEDS), 0.3),
-    "tone": (len(TONES), 0.3),
-}
+NOT_ASKED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """What is asked of a caption, and how much it counts: what captions leave out at times counts
+    less."""
+
+    field: str  # of `Scenes`
+    thing: int | None  # which object's
+    answers: int
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return f"{'second ' if self.thing else ''}{self.field.split('_')[0]}"
+
+    def wanted(self, scenes: Scenes) -> Tensor:
+        """B: the right answer, NOT_ASKED where there is no such object."""
+        values = getattr(scenes, self.field)
+        if self.thing is None:
+            return values
+        return values[:, self.thing].masked_fill(scenes.count_B <= self.thing, NOT_ASKED)
+
+
+def attributes_of(world: World) -> list[Attribute]:
+    """Those in which captions of the world differ."""
+
+    def of_thing(thing: int) -> list[Attribute]:
+        attributes = [
+            Attribute("shape_BO", thing, len(SHAPES)),
+            Attribute("color_BO", thing, len(COLORS)),
+            Attribute("direction_BO", thing, len(DIRECTIONS)),
+            Attribute("size_BO", thing, len(SIZES), 0.3),
+            Attribute("speed_BO", thing, len(SPEEDS), 0.3),
+        ]
+        if world.texture_share > 0:
+            attributes.append(Attribute("texture_BO", thing, len(TEXTURES)))
+        return attributes
+
+    attributes = [*of_thing(0), Attribute("tone_B", None, len(TONES), 0.3)]
+    if world.pair_share > 0:
+        attributes += [Attribute("count_B", None, 3), *of_thing(1)]
+    if world.crossing_share > 0:
+        attributes.append(Attribute("order_B", None, len(ORDERS)))
+    return attributes
 
 
 class Reader(nn.Module):
     """One attention query and one linear for each attribute."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, attributes: Sequence[Attribute]) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(len(ATTRIBUTES), dim) / dim**0.5)
-        self.answers = nn.ModuleList(nn.Linear(dim, size) for size, _ in ATTRIBUTES.values())
+        self.queries = nn.Parameter(torch.randn(len(attributes), dim) / dim**0.5)
+        self.answers = nn.ModuleList(nn.Linear(dim, one.answers) for one in attributes)
 
     def forward(self, states_BSE: Tensor, mask_BS: Tensor) -> list[Tensor]:
         scores = torch.einsum("ae,bse->bas", self.queries, states_BSE)
@@ -49,25 +92,27 @@ class Reader(nn.Module):
 
 def train_text(context: Context, minutes: float) -> None:
     """The vocabulary from the captions, then the encoder."""
-    clock, sizes = Clock(minutes), context.sizes
-    rows = CaptionRows(learn_pieces(context.seed))
+    clock, sizes, world = Clock(minutes), context.sizes, context.world
+    attributes = attributes_of(world)
+    rows = CaptionRows(learn_pieces(context.seed, world=world), world)
     encoder = new_encoder(sizes, rows.model, rows.size, context.seed).to(context.device)
     torch.manual_seed(context.seed)
-    reader = Reader(sizes.text_dim).to(context.device)
+    reader = Reader(sizes.text_dim, attributes).to(context.device)
     rng, words = Generator().manual_seed(context.seed + 6000), Random(context.seed + 6000)
     last: list[float] = []
 
     def loss_at(_fraction: float) -> Tensor:
-        scenes = sample_scenes(sizes.text_batch, rng)
+        scenes = sample_scenes(sizes.text_batch, rng, world)
         ids = rows([caption(story, words) for story in stories(scenes)]).to(context.device)
         states = encode_rows(encoder.transformer, ids).states_BSE
         told = reader(states, ids != 0)
         loss, right = states.new_zeros(()), []
-        for (name, (_, weight)), logits in zip(ATTRIBUTES.items(), told, strict=True):
-            field = scenes.tone_B if name == "tone" else getattr(scenes, f"{name}_BO")[:, 0]
-            wanted = field.to(context.device)
-            loss = loss + weight * F.cross_entropy(logits, wanted)
-            right.append(float((logits.argmax(dim=-1) == wanted).float().mean()))
+        for attribute, logits in zip(attributes, told, strict=True):
+            wanted = attribute.wanted(scenes).to(context.device)
+            is_asked = wanted != NOT_ASKED
+            total = F.cross_entropy(logits, wanted, ignore_index=NOT_ASKED, reduction="sum")
+            loss = loss + attribute.weight * total / is_asked.sum().clamp_min(1)
+            right.append(float((logits.argmax(dim=-1) == wanted)[is_asked].float().mean()))
         last[:] = right
         return loss
 
@@ -76,5 +121,6 @@ def train_text(context: Context, minutes: float) -> None:
 
     modules = [encoder.transformer, reader]
     fit("text", modules, loss_at, RECIPE, clock, context.journal, save)
-    shares = {name: round(100 * share, 1) for name, share in zip(ATTRIBUTES, last, strict=True)}
+    told = zip(attributes, last, strict=True)
+    shares = {one.name: round(100 * share, 1) for one, share in told if not math.isnan(share)}
     context.journal.note("text told", **shares)

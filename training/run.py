@@ -26,6 +26,7 @@ from .reader import train_text
 from .sizes import DEMO, SMOKE
 from .student import train_student
 from .teacher import train_i2v, train_t2v
+from .worlds import PLAIN, WORLDS
 
 Stage = Callable[[Context, float], None]
 STAGES: dict[str, Stage] = {
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device=device,
         seed=options.seed,
         journal=Journal(options.out),
+        world=WORLDS[options.world],
         cfg=options.cfg,
         rollout=options.rollout,
         lr=options.lr,
@@ -76,6 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and reports")
     parser.add_argument("--from", dest="source", type=Path, help="folder with earlier files")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--world", choices=WORLDS, default=PLAIN.name)
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to try every stage")
     parser.add_argument("--cfg", type=float, default=3.0, help="guidance of the teacher's paths")
     parser.add_argument("--rollout", choices=ROLLOUTS, default="euler", help="of the dmd stages")

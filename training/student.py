@@ -88,7 +88,9 @@ def walk_paths(
     rng = Generator(context.device).manual_seed(context.seed + 4000)
     sigmas = path_sigmas(sizes.teacher_steps)
     quarter = sizes.teacher_steps // 4
-    empty = encode_rows(text, empty_rows(1, context.device)).expanded(sizes.path_batch)
+    empty = encode_rows(text, empty_rows(1, context.device, context.world)).expanded(
+        sizes.path_batch
+    )
     states, texts, images = [], [], []
     while len(states) < 2 or not clock.is_over:
         batch = bank.sample(sizes.path_batch, rng, with_image=task == "i2v")

@@ -22,7 +22,6 @@ from torch import Generator, Tensor
 from lightx2v_core.presets import DEMO_FOLDER
 from lightx2v_core.wan.vae import WanVae
 
-from .again import draw_again
 from .context import Context
 from .denoising import Denoiser, follow_plan
 from .files import TEXT, VAE, find, read_vae, read_weights
@@ -30,10 +29,8 @@ from .judge import judge
 from .measures import clip_features, clip_scores, first_frame_psnr
 from .progress import Journal, release_memory
 from .questions import (
-    Again,
     Questions,
     RealClips,
-    Source,
     ask,
     real_clips,
     unseen_scenes,
@@ -46,7 +43,7 @@ from .sheets import save_sheet
 from .sizes import DEMO, SMOKE, Sizes
 from .text import read_encoder
 from .vocabulary import CaptionRows
-from .world import sample_scenes
+from .worlds import PLAIN, SPLITS, WORLDS
 
 RENOISE_SEED = 70_006
 QUICK_PROMPTS, QUICK_SIDE_PROMPTS = 48, 12
@@ -68,12 +65,11 @@ class Bench:
     compiles: bool
 
 
-def main(
-    arguments: Sequence[str] | None = None,
-    source: Source = sample_scenes,
-    again: Again = draw_again,
-) -> None:
-    options = make_parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.split != "train" and not WORLDS[options.world].holds_out:
+        parser.error(f"--split {options.split}: the {options.world} world holds nothing out")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.quick:
         device = torch.device("cpu")
@@ -84,7 +80,7 @@ def main(
     side = min(prompts, QUICK_SIDE_PROMPTS if options.quick else prompts)
     rows = list(available_rows(options))
     options.out.mkdir(parents=True, exist_ok=True)
-    bench = prepare(options, device, (prompts, seeds), (source, again))
+    bench = prepare(options, device, (prompts, seeds))
     counts = [side if options.quick and is_side(row) else prompts for row in rows]
     print_estimate(bench, rows, counts)
     results: list[tuple[Row, Made]] = []
@@ -117,6 +113,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--main-rows", action="store_true", help="leave out the settings")
     parser.add_argument("--compile", action="store_true", help="torch.compile the blocks")
     parser.add_argument("--batch", type=int, help="clips in the transformer together, all rows")
+    parser.add_argument("--world", choices=WORLDS, default=PLAIN.name, help="of the prompts")
+    parser.add_argument("--split", choices=SPLITS, default="train", help="of a world's captions")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, as of training.run")
     return parser
 
@@ -141,12 +139,7 @@ def is_side(row: Row) -> bool:
     return row.task == "i2v" or not row.is_main
 
 
-def prepare(
-    options: argparse.Namespace,
-    device: torch.device,
-    counts: tuple[int, int],
-    world: tuple[Source, Again],
-) -> Bench:
+def prepare(options: argparse.Namespace, device: torch.device, counts: tuple[int, int]) -> Bench:
     """Prompts, their states and first frames, and the rendered clips of the same captions."""
     sizes: Sizes = SMOKE if options.smoke else DEMO
     is_cpu = device.type == "cpu"
@@ -155,19 +148,19 @@ def prepare(
         chunk=CPU_CHUNK if is_cpu else GPU_CHUNK,
         teacher_batch=options.batch or (CPU_BATCH if is_cpu else sizes.teacher_batch),
     )
-    context = Context(sizes, options.out, options.folder, device, 0, Journal(options.out))
+    world, journal = WORLDS[options.world], Journal(options.out)
+    context = Context(sizes, options.out, options.folder, device, 0, journal, world)
     vae = read_vae(find(VAE, options.folder, DEMO_FOLDER)).to(device, context.dtype)
     text_path = find(TEXT, options.folder, DEMO_FOLDER)
-    words = CaptionRows(read_weights(text_path)["spiece_model"].numpy().tobytes())
+    words = CaptionRows(read_weights(text_path)["spiece_model"].numpy().tobytes(), world)
     text = read_encoder(text_path).to(device).transformer
-    source, again = world
-    scenes = unseen_scenes(counts[0], source)
+    scenes = unseen_scenes(counts[0], world, options.split)
     questions = {"t2v": ask(context, scenes, counts[1], words, text)}
     if "i2v" in options.tasks:
         asked = questions["t2v"].first(QUICK_SIDE_PROMPTS) if options.quick else questions["t2v"]
         questions["i2v"] = with_first_frames(context, asked, vae)
     least = QUICK_REAL_CLIPS if is_cpu else REAL_CLIPS
-    real = real_clips(context, questions["t2v"], again, vae, least)
+    real = real_clips(context, questions["t2v"], vae, least)
     return Bench(context, options.folder, vae, questions, real, options.compile)
 
 
@@ -225,8 +218,8 @@ def measure(bench: Bench, latents: Tensor, questions: Questions) -> tuple[Made, 
     for start in range(0, len(latents), step):
         prompt_rows = questions.prompt_rows(start, start + step).to(context.device)
         pixels = context.decode(bench.vae, latents[start : start + step])
-        scores.append(clip_scores(judge(pixels, questions.scenes[prompt_rows])))
-        features.append(clip_features(pixels))
+        scores.append(clip_scores(judge(pixels, questions.scenes[prompt_rows], context.world)))
+        features.append(clip_features(pixels, context.world))
         if questions.image_PCTHW is not None:
             first_frames.append(first_frame_psnr(pixels, questions.first_PCHW[prompt_rows]))
         clips += [clip.cpu() for clip in pixels[: SHEET_CLIPS - len(clips)]]

@@ -15,7 +15,7 @@ from lightx2v_core.wan.config import TEXT_LEN
 
 from .files import TEXT, read_weights, save_weights
 from .sizes import Sizes
-from .vocabulary import TEXT_TOKENS
+from .worlds import PLAIN, World
 
 HEAD = 64
 BUCKETS = 32
@@ -87,9 +87,9 @@ def encode_rows(transformer: nn.Module, ids_BS: Tensor) -> TextStates:
     return TextStates(states, bias)
 
 
-def empty_rows(count: int, device: torch.device) -> Tensor:
+def empty_rows(count: int, device: torch.device, world: World = PLAIN) -> Tensor:
     """Ids of the empty caption, as CFG and caption dropout use it."""
-    ids = torch.full((count, TEXT_TOKENS), PAD, dtype=torch.int64, device=device)
+    ids = torch.full((count, world.text_tokens), PAD, dtype=torch.int64, device=device)
     ids[:, 0] = EOS
     return ids
 

@@ -13,16 +13,16 @@ from lightx2v_core.text.tokenizer import EOS, PAD
 
 from .captions import caption, plain_prompt, stories
 from .world import sample_scenes
+from .worlds import PLAIN, World
 
 MAX_PIECES = 512
-TEXT_TOKENS = 32  # columns of a row of ids: the longest caption, its EOS and padding
 
 
-def learn_pieces(seed: int, count: int = 6000) -> bytes:
+def learn_pieces(seed: int, count: int = 6000, world: World = PLAIN) -> bytes:
     """The content of a spiece.model with T5's special ids (pad 0, end 1, unknown 2)."""
     from sentencepiece import SentencePieceTrainer
 
-    told = stories(sample_scenes(count, Generator().manual_seed(seed)))
+    told = stories(sample_scenes(count, Generator().manual_seed(seed), world))
     rng = Random(seed)
     corpus = [caption(story, rng) for story in told] + [plain_prompt(story) for story in told]
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?'\"()-"
@@ -49,20 +49,21 @@ def learn_pieces(seed: int, count: int = 6000) -> bytes:
 class CaptionRows:
     """Captions to rows of ids, as the product's tokenizer spells them."""
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, world: World = PLAIN) -> None:
         from sentencepiece import SentencePieceProcessor
 
         self._pieces = SentencePieceProcessor(model_proto=model)
         self.model = model
+        self.tokens = world.text_tokens
 
     @property
     def size(self) -> int:
         return self._pieces.vocab_size()
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        """B x TEXT_TOKENS int64: ids, EOS, padding."""
-        rows = torch.full((len(captions), TEXT_TOKENS), PAD, dtype=torch.int64)
+        """B x `tokens` int64: ids, EOS, padding."""
+        rows = torch.full((len(captions), self.tokens), PAD, dtype=torch.int64)
         for row, ids in enumerate(self._pieces.encode(list(captions))):
-            spelt = [*ids[: TEXT_TOKENS - 2], EOS]  # one column of padding stays
+            spelt = [*ids[: self.tokens - 2], EOS]  # one column of padding stays
             rows[row, : len(spelt)] = torch.tensor(spelt)
         return rows

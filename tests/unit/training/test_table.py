@@ -16,6 +16,7 @@ from tests.conftest import fill, relative_error
 from training.autoencoder import new_vae
 from training.extract import main as extract_main
 from training.files import STUDENTS, TEACHERS, VAE, save_weights
+from training.samplers import all_rows
 from training.sizes import SMOKE
 from training.table import even_parts
 from training.table import main as table_main
@@ -144,3 +145,26 @@ def test_clips_are_shared_out_evenly() -> None:
 def test_a_folder_without_models_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="holds no model this table knows"):
         table_main(["--folder", str(tmp_path), "--out", str(tmp_path)])
+
+
+def test_a_table_of_held_out_captions_asks_for_textures_and_order(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row for row in all_rows(family, 3.0) if row.name == "distilled, 4 steps"]
+    monkeypatch.setattr("training.table.all_rows", lambda *_: rows[:1])
+    monkeypatch.setattr("training.table.QUICK_REAL_CLIPS", 16)
+    asked = ["--world", "wide", "--split", "held-out", "--prompts", "8"]
+
+    table_main(["--smoke", "--folder", str(family), "--out", str(tmp_path), *asked])
+
+    (row,) = json.loads((tmp_path / "table.json").read_text("utf-8"))["rows"]
+    assert list(row["attributes"]) == ["color", "shape", "direction", "texture", "count", "order"]
+
+
+def test_the_plain_world_has_no_table_of_held_out_captions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        table_main(["--out", str(tmp_path), "--split", "held-out"])
+
+    assert "the plain world holds nothing out" in capsys.readouterr().err
