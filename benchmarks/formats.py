@@ -53,13 +53,13 @@ Line = dict[str, object]
 
 @dataclass(eq=False)
 class Exam:
-    """Prompts, the noise of each, and what turns latents into scores. Clips are remembered by
-    their latents: formats without loss ask for the same ones again."""
+    """Prompts, the noise of each, and what turns a model into scores, which are remembered by the
+    weights: formats without loss would give the same clips again."""
 
     folder: Path
     prompts: int
     probe_BCTHW: Tensor = field(init=False)
-    known: dict[str, float] = field(default_factory=dict)
+    known: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.source = self.folder / DEMO_FILES["t2v"]
@@ -80,9 +80,12 @@ class Exam:
         timestep = torch.tensor([1000.0 * SIGMA])
         return model(self.probe_BCTHW, timestep, self.text_BSE[:1], None)
 
-    def scores(self, model: WanModel) -> Tensor:
-        """Share of what was asked that each clip shows, 0 to 1; B."""
-        return torch.tensor([self._score(model, index) for index in range(self.prompts)])
+    def scores(self, model: WanModel, weights: str) -> Tensor:
+        """Share of what was asked that each clip shows, 0 to 1; B. Equal `weights`, equal clips."""
+        if weights not in self.known:
+            each = [self._score(model, index) for index in range(self.prompts)]
+            self.known[weights] = torch.tensor(each)
+        return self.known[weights]
 
     def _score(self, model: WanModel, index: int) -> float:
         text = self.text_BSE[index : index + 1]
@@ -92,13 +95,9 @@ class Exam:
 
         rng = Generator().manual_seed(index)
         latent = sample(denoise, make_noise(self.shape, rng), self.plan, rng)
-        seen = f"{index} {hashlib.sha256(latent.numpy().tobytes()).hexdigest()}"
-        if seen not in self.known:
-            with torch.inference_mode():
-                clip = self.vae.decode(latent)
-            verdict = judge(clip, self.scenes[index : index + 1])
-            self.known[seen] = float(clip_scores(verdict)["all"])
-        return self.known[seen]
+        with torch.inference_mode():
+            clip = self.vae.decode(latent)
+        return float(clip_scores(judge(clip, self.scenes[index : index + 1]))["all"])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = forms(options.ggml)
     if unknown := set(options.schemes or ()) - set(rows):
         raise SystemExit(f"no format is called {', '.join(unknown)}; there are {', '.join(rows)}")
-    chosen = [name for name in rows if options.schemes is None or name in options.schemes]
+    chosen = options.schemes or list(rows)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     exam = Exam(options.folder, options.prompts)
     about: Line = {"prompts": options.prompts, "torch": torch.__version__, "commit": _commit()}
@@ -160,7 +159,7 @@ def refer(exam: Exam, folder: Path) -> Reference:
         effect = exam.velocity(model) - velocity
         scale *= LORA_EFFECT / _ratio(effect, velocity)
     apply_loras(model, [])
-    return Reference(lora, velocity, effect, exam.scores(model))
+    return Reference(lora, velocity, effect, exam.scores(model, digest(model)))
 
 
 def write_lora(model: WanModel, path: Path, scale: float) -> Path:
@@ -203,9 +202,10 @@ def _compare(exam: Exam, reference: Reference, model: WanModel) -> Line:
     removed = torch.equal(exam.velocity(model), velocity)
     unpacked = _unpacked(exam, model)
     bare = exam.velocity(unpacked)
+    weights = digest(unpacked if torch.equal(bare, velocity) else model)
     apply_loras(unpacked, [(reference.lora, 1.0)])
     expected = exam.velocity(unpacked) - bare
-    scores_B = exam.scores(model)
+    scores_B = exam.scores(model, weights)
     paired = paired_interval(scores_B[:, None], reference.scores_B[:, None]).scaled(100)
     return {
         "packed_linears": codes,
@@ -216,9 +216,19 @@ def _compare(exam: Exam, reference: Reference, model: WanModel) -> Line:
         "lora_error": _ratio(effect - reference.effect, reference.effect),
         "lora_error_unpacked": _ratio(effect - expected, expected),
         "lora_removed": removed,
+        "scores": [round(100 * score, 2) for score in scores_B.tolist()],
         "score": 100 * float(scores_B.mean()),
         "difference": [paired.value, paired.low, paired.high],
     }
+
+
+def digest(model: WanModel) -> str:
+    """Equal for models whose tensors have equal values, whatever their dtype."""
+    made = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        made.update(name.encode())
+        made.update(tensor.float().numpy().tobytes())
+    return made.hexdigest()
 
 
 def _unpacked(exam: Exam, model: WanModel) -> WanModel:
