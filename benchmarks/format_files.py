@@ -60,7 +60,7 @@ def forms(ggml: Path | None = None) -> dict[str, Form]:
         expected = DETECTED_AS.get(scheme, scheme)
         rows[scheme] = Form(expected, "`quantize`", partial(_quantise, scheme))
     made: dict[str, tuple[str, Callable[[Weights], dict[str, Tensor]]]] = {
-        "fp8, block-split folder": ("fp8-row", partial(_by_row, E4M3)),
+        "fp8, block-split folder": ("fp8-row", partial(_by_row, E4M3, "")),
         "fp8-row, comfy_quant": ("fp8-row", partial(_by_row, E4M3, "float8_e4m3fn_rowwise")),
         "fp8-tensor, comfy_quant": ("fp8-tensor", partial(_by_tensor, E4M3, "float8_e4m3fn")),
         "int8-tensor, comfy_quant": (
@@ -140,7 +140,7 @@ def _codes(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return (divided.round() if dtype == torch.int8 else divided).to(dtype)
 
 
-def _by_row(dtype: torch.dtype, weights: Weights, described: str = "") -> dict[str, Tensor]:
+def _by_row(dtype: torch.dtype, described: str, weights: Weights) -> dict[str, Tensor]:
     tensors = dict(weights)
     for name in linears(weights):
         scale = weights[name].float().abs().amax(dim=1, keepdim=True).clamp_min(1e-5)

@@ -4,8 +4,9 @@
 
 For each format a file is made from the full-precision demo, and compared with it: the velocity at
 one noise level, the effect of a LoRA of random pairs on every linear of the blocks, and the judge's
-score of four-step clips, paired (same prompts, same noise). Appends one JSON line for each format
-and writes the table of all lines in OUT beside it (`.md`). `--ggml` is the shared library of ggml
+score of four-step clips, paired (same prompts, same noise; `--prompts 0` does not ask it). Appends
+one JSON line for each format and writes the table of all lines in OUT beside it (`.md`), the last
+line of each format. `--ggml` is the shared library of ggml
 (in any build of llama.cpp or whisper.cpp), whose quantiser writes K and IQ types. CPU, float32.
 """
 
@@ -47,6 +48,7 @@ from .format_files import SOURCE, Form, forms
 SIGMA = 0.9375  # of the forward that is compared
 PROBE_SEED, LORA_SEED = 11, 12
 RANK, LORA_EFFECT = 8, 0.05
+DRAWN = 24  # scenes drawn together, so that fewer prompts are the first of them
 LORA_FITS = 3  # times the scale is corrected: the effect is nearly linear in it
 Line = dict[str, object]
 
@@ -66,10 +68,10 @@ class Exam:
         info = detect(open_checkpoint(self.source))
         preset = preset_for(info)
         self.plan, self.shape = make_plan(preset), preset.size.latent_shape()
-        self.scenes = unseen_scenes(self.prompts)
+        self.scenes = unseen_scenes(max(self.prompts, DRAWN))
         self.vae = load_vae(self.folder / DEMO_FILES["vae"])
         encoder = load_text_encoder(self.folder / DEMO_FILES["text"], dtype=torch.float32)
-        texts = [plain_prompt(story) for story in stories(self.scenes)]
+        texts = [plain_prompt(story) for story in stories(self.scenes[: max(self.prompts, 1)])]
         with torch.inference_mode():
             self.text_BSE = encoder.encode(texts)
         self.probe_BCTHW = make_noise(self.shape, Generator().manual_seed(PROBE_SEED))
@@ -177,7 +179,7 @@ def write_lora(model: WanModel, path: Path, scale: float) -> Path:
 
 
 def measure(exam: Exam, reference: Reference, form: Form, folder: Path) -> Line:
-    """One row; `blocked_by` says what was refused, by whom that was not expected or not."""
+    """One row; `blocked_by` says why a file was not made or not loaded."""
     line: Line = {"writer": form.writer}
     try:
         path = form.make(exam.source, folder)
@@ -206,7 +208,6 @@ def _compare(exam: Exam, reference: Reference, model: WanModel) -> Line:
     apply_loras(unpacked, [(reference.lora, 1.0)])
     expected = exam.velocity(unpacked) - bare
     scores_B = exam.scores(model, weights)
-    paired = paired_interval(scores_B[:, None], reference.scores_B[:, None]).scaled(100)
     return {
         "packed_linears": codes,
         "linears": codes + plain,
@@ -216,6 +217,15 @@ def _compare(exam: Exam, reference: Reference, model: WanModel) -> Line:
         "lora_error": _ratio(effect - reference.effect, reference.effect),
         "lora_error_unpacked": _ratio(effect - expected, expected),
         "lora_removed": removed,
+        **_judged(scores_B, reference.scores_B),
+    }
+
+
+def _judged(scores_B: Tensor, source_B: Tensor) -> Line:
+    if not len(scores_B):
+        return {}
+    paired = paired_interval(scores_B[:, None], source_B[:, None]).scaled(100)
+    return {
         "scores": [round(100 * score, 2) for score in scores_B.tolist()],
         "score": 100 * float(scores_B.mean()),
         "difference": [paired.value, paired.low, paired.high],
@@ -267,7 +277,10 @@ def _row(line: Line) -> tuple[str, ...]:
         return (*start, f"no: {reason}", *("not run",) * 6)
     number = partial(_number, line)
     removed = "" if line["lora_removed"] else ", not removed"
-    difference = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*line["difference"])
+    score, difference = "not asked", "not asked"
+    if "score" in line:
+        score = f"{number('score'):.1f}"
+        difference = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*line["difference"])
     return (
         *start,
         f"{line['packed_linears']} of {line['linears']}",
@@ -276,7 +289,7 @@ def _row(line: Line) -> tuple[str, ...]:
         f"{number('forward_error'):.2%}",
         f"{number('lora_size'):.3f}, {number('lora_error'):.1%}, "
         f"{number('lora_error_unpacked'):.0e}{removed}",
-        f"{number('score'):.1f}",
+        score,
         difference if line["format"] != SOURCE else "0 (source)",
     )
 
