@@ -14,11 +14,9 @@ import comfy.utils
 import torch
 from comfy.patcher_extension import CallbacksMP
 
-from ..lightx2v_core.lora.branches import set_lora
-from ..lightx2v_core.lora.steps import keep_steps
 from ..lightx2v_core.memory.residency import Residency
 from .adapt import refuse_quantised, sort_patches
-from .strengths import changing_sums, refuse_changing, refuse_mixed
+from .strengths import empty_branches, fill_branches, refuse_changing, refuse_mixed
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +27,6 @@ class ResidentPatcher(comfy.model_patcher.ModelPatcher):
     @property
     def engine(self) -> Residency:
         return self.model.engine
-
-    @property
-    def _transformer(self) -> torch.nn.Module:
-        """What steps of a LoRA are kept on; VAE and text encoder have no such part."""
-        return getattr(self.model, "diffusion_model", self.model)
 
     def model_size(self) -> int:
         """All weights and LoRA, also the LoRA that the next load will bring."""
@@ -96,8 +89,7 @@ class ResidentPatcher(comfy.model_patcher.ModelPatcher):
         self, device_to: torch.device | None = None, unpatch_weights: bool = True
     ) -> None:
         if unpatch_weights:
-            set_lora(self.model, {})
-            keep_steps(self._transformer)
+            empty_branches(self)
             self.engine.release()
         super().unpatch_model(None, unpatch_weights)  # None: the host must not move the module
         if unpatch_weights:
@@ -151,11 +143,5 @@ class ResidentPatcher(comfy.model_patcher.ModelPatcher):
         self.backup.clear()
         for key in in_place:
             self.patch_weight_to_device(key)
-        moved = {
-            name: tuple(b.to(self.load_device) for b in made) for name, made in branches.items()
-        }
-        set_lora(self.model, moved)
-        filled = (branch for made in moved.values() for branch in made)
-        sums = changing_sums(self, in_place)
-        keep_steps(self._transformer, filled, sums)
+        fill_branches(self, branches, in_place)
         self.model.current_weight_patches_uuid = None if merge else self.patches_uuid

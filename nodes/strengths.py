@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from ..lightx2v_core.errors import CapabilityError, RequestError
-from ..lightx2v_core.lora.branches import Branch, Level
-from ..lightx2v_core.lora.steps import Strengths, Sum, steps_of
+from ..lightx2v_core.lora.branches import Branch, Level, set_lora
+from ..lightx2v_core.lora.steps import Strengths, Sum, keep_steps, steps_of
 
 Patcher = comfy.model_patcher.ModelPatcher
 # strength, value, strength of the base, offset, function
@@ -104,6 +104,27 @@ def changing_sums(patcher: Patcher, keys: Iterable[str]) -> list[Sum]:
         owner, _, leaf = key.rpartition(".")
         made.append(Sum(comfy.utils.get_attr(patcher.model, owner), leaf, base, tuple(terms)))
     return made
+
+
+def fill_branches(
+    patcher: Patcher, branches: dict[str, tuple[Branch, ...]], in_place: list[str]
+) -> None:
+    """The LoRA of `patcher`, and nothing else, in the slots of its module, on its device."""
+    device = patcher.load_device
+    moved = {name: tuple(b.to(device) for b in made) for name, made in branches.items()}
+    set_lora(patcher.model, moved)
+    filled = (branch for made in moved.values() for branch in made)
+    keep_steps(_transformer(patcher), filled, changing_sums(patcher, in_place))
+
+
+def empty_branches(patcher: Patcher) -> None:
+    set_lora(patcher.model, {})
+    keep_steps(_transformer(patcher))
+
+
+def _transformer(patcher: Patcher) -> nn.Module:
+    """What the steps of a LoRA are kept on; VAE and text encoder have no such part."""
+    return getattr(patcher.model, "diffusion_model", patcher.model)
 
 
 def tell_step(extra_args: dict | None, step: int, steps: int) -> dict:
