@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -44,6 +43,7 @@ from training.measures import clip_scores
 from training.questions import unseen_scenes
 
 from .format_files import SOURCE, Form, forms
+from .memory import commit
 
 SIGMA = 0.9375  # of the forward that is compared
 PROBE_SEED, LORA_SEED = 11, 12
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = options.schemes or list(rows)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     exam = Exam(options.folder, options.prompts)
-    about: Line = {"prompts": options.prompts, "torch": torch.__version__, "commit": _commit()}
+    about: Line = {"prompts": options.prompts, "torch": torch.__version__, "commit": commit()}
     with tempfile.TemporaryDirectory(prefix="lightx2v-") as folder:
         reference = refer(exam, Path(folder))
         for number, name in enumerate(chosen, start=1):
@@ -305,12 +305,6 @@ def _ratio(part: Tensor, whole: Tensor) -> float:
 def _bytes(path: Path) -> int:
     files = path.iterdir() if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

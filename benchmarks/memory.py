@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         resident, expected = measure(path, device, size, None)
     line = {
         "benchmark": "memory",
-        "commit": _commit(),
+        "commit": commit(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "scheme": options.scheme,
@@ -232,7 +232,8 @@ def rss_anon() -> int:
     return int(found.group(1)) * 1024 if found else 0
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Of this checkout; "unknown" outside one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"

@@ -1,4 +1,4 @@
-"""The benchmark of linears runs on a CPU too, where its lines say what they hold."""
+"""Benchmarks run on a CPU too, where their lines say what they hold."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from benchmarks import linears
+from benchmarks import linears, loading
 
 
 def test_every_case_gives_a_line_with_its_figures_or_the_reason(tmp_path, monkeypatch, capsys):
@@ -28,3 +28,18 @@ def test_every_case_gives_a_line_with_its_figures_or_the_reason(tmp_path, monkey
     errors = {line["case"]: line["relative_error"] for line in lines if "seconds" in line}
     assert errors["linear-bf16"] < 0.01 < errors["linear-fp8-row"] < 0.05
     assert errors["linear-int8"] < 0.02
+
+
+def test_loading_tells_the_ram_of_quantising_and_of_loading(tmp_path, capsys):
+    out = tmp_path / "lines.jsonl"
+
+    code = loading.main(
+        ["--tiny", "--schemes", "fp8", "--folder", str(tmp_path), "--out", str(out)]
+    )
+
+    (line,) = [json.loads(line) for line in out.read_text().splitlines()]
+    assert code == 0
+    assert line["scheme"] == "fp8" and line["weights"] < line["file_bytes"]
+    assert 0 < line["load_anonymous"] < 2**30
+    assert line["quantise_anonymous"] < 2**28
+    assert list(tmp_path.iterdir()) == [out], "the large files are removed"

@@ -1,0 +1,99 @@
+"""RAM that a 14B file takes while it is quantised and while it is loaded.
+
+    python -m benchmarks.loading --schemes bf16 fp8 --folder DIR --out loading.jsonl
+
+Writes a bf16 file of the real I2V 14B shapes (33 GB, one random block repeated), makes the other
+schemes from it through `quantise_file`, and loads each in a process of its own, computing in
+bfloat16 as a card does. Appends a JSON line for each: the most anonymous RAM (what cannot be given
+back; mapped pages can) while quantising and while loading, seconds, bytes. `--tiny` tries it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from lightx2v_core.assemble import load_transformer
+from lightx2v_core.checkpoint.convert import GGUF_SCHEMES, SCHEMES, quantise_file
+
+from .memory import I2V_14B, TINY, AnonymousMemory, commit, rss_anon, write_random
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = make_parser().parse_args(arguments)
+    if options.load is not None:
+        print(json.dumps(load(options.load)))
+        return 0
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        plain = write_random(folder, "bf16", TINY if options.tiny else I2V_14B)
+        for scheme in options.schemes:
+            line = measure(plain, folder, scheme)
+            print(json.dumps(line), flush=True)
+            if options.out is not None:
+                with options.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--schemes", nargs="+", choices=("bf16", *SCHEMES), default=["bf16", "fp8"])
+    parser.add_argument("--folder", type=Path, help="where the files are written for a while")
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl")
+    parser.add_argument("--tiny", action="store_true", help="a small model, to try the script")
+    parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
+    return parser
+
+
+def measure(plain: Path, folder: Path, scheme: str) -> dict[str, object]:
+    """Quantise, load in a process of its own, and remove the file again."""
+    path, made = plain, {}
+    if scheme != "bf16":
+        ending = ".gguf" if scheme in GGUF_SCHEMES else ".safetensors"
+        path = folder / f"wan2.1_i2v_random_{scheme}{ending}"
+        before, started = rss_anon(), time.perf_counter()
+        with AnonymousMemory() as memory:
+            quantise_file(plain, path, scheme)
+        made = {
+            "quantise_seconds": round(time.perf_counter() - started, 1),
+            "quantise_anonymous": memory.peak - before,
+        }
+    command = [sys.executable, "-m", "benchmarks.loading", "--load", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    line = {
+        "case": "loading",
+        "scheme": scheme,
+        "file_bytes": path.stat().st_size,
+        **made,
+        **json.loads(done.stdout.splitlines()[-1]),
+        "torch": torch.__version__,
+        "commit": commit(),
+    }
+    if path != plain:
+        path.unlink()
+    return line
+
+
+def load(path: Path) -> dict[str, float | int]:
+    """Seconds, and the most anonymous RAM beyond what the process had before."""
+    before, started = rss_anon(), time.perf_counter()
+    with AnonymousMemory() as memory:
+        loaded = load_transformer(path, torch.bfloat16)
+    return {
+        "load_seconds": round(time.perf_counter() - started, 2),
+        "load_anonymous": memory.peak - before,
+        "weights": loaded.residency.total_bytes,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
