@@ -23,6 +23,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..quant.ggml import BLOCK_TYPES, dequantise_blocks
 from .headers import MAX_HEADER_BYTES, TensorHeader, gigabytes
+from .mapping import MappedFile
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -118,12 +119,7 @@ class GgufFile:
     @cached_property
     def _mapped(self) -> Tensor:
         """The whole file as uint8, mapped copy-on-write: pages are read when they are used."""
-        try:
-            return torch.from_file(
-                str(self.path), shared=False, size=self.path.stat().st_size, dtype=torch.uint8
-            )
-        except (RuntimeError, OSError) as error:
-            raise CheckpointError(f"{self.path.name} cannot be mapped: {error}") from error
+        return MappedFile(self.path).tensor(0, torch.uint8, (self.path.stat().st_size,))
 
 
 def _view(data: Tensor, dtype: torch.dtype) -> Tensor:

@@ -54,6 +54,7 @@ class FileHeader:
     tensors: dict[str, TensorHeader]
     metadata: dict[str, str] = field(default_factory=dict)
     file_bytes: int = 0
+    starts: dict[str, int] = field(default_factory=dict)  # first byte of each tensor in the file
 
 
 def gigabytes(count: int) -> str:
@@ -114,7 +115,8 @@ def _parse(name: str, raw: bytes, file_bytes: int) -> FileHeader:
             "check that the file is what its name says, or download it again"
         ) from error
     _check_spans(name, tensors, spans, file_bytes - 8 - len(raw))
-    return FileHeader(tensors, metadata, file_bytes)
+    starts = {key: 8 + len(raw) + begin for begin, _, key in spans}
+    return FileHeader(tensors, metadata, file_bytes, starts)
 
 
 def _whole(number: object) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import CheckpointError, preview
 from .gguf import MAGIC, GgufFile, read_gguf
 from .headers import TensorHeader, read_header, refuse_other_formats
+from .mapping import MappedFile
 
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".tar"}
 SHOWN = 80  # characters of a damaged name that a message shows
@@ -49,6 +50,12 @@ DTYPE_NAMES = {
     torch.int64: "I64",
     torch.bool: "BOOL",
 }
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()} | {
+    "F8_E8M0": getattr(torch, "float8_e8m0fnu", torch.uint8),  # PyTorch 2.7 and later
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +66,8 @@ class Checkpoint:
     headers: dict[str, TensorHeader]
     metadata: dict[str, str] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)  # tensor name -> safetensors file
+    starts: dict[str, int] = field(default_factory=dict)  # tensor name -> first byte there
+    _maps: dict[Path, MappedFile] = field(default_factory=dict)
     pickled: Mapping[str, Tensor] = field(default_factory=dict)
     gguf: GgufFile | None = None
 
@@ -83,20 +92,17 @@ class Checkpoint:
         """
         if self.gguf is not None:
             return self.gguf.tensors(names, packed, dtype)
-        from safetensors import SafetensorError, safe_open
-
         found = {k: self.pickled[v] for k, v in names.items() if v in self.pickled}
-        by_file: dict[Path, list[tuple[str, str]]] = {}
         for wanted, stored in names.items():
             if stored in self.files:
-                by_file.setdefault(self.files[stored], []).append((wanted, stored))
-        for path, pairs in by_file.items():
-            try:
-                with safe_open(path, framework="pt", device="cpu") as file:
-                    found.update({wanted: file.get_tensor(stored) for wanted, stored in pairs})
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path.name} cannot be read: {error}") from error
+                found[wanted] = self._mapped(stored)
         return found
+
+    def _mapped(self, stored: str) -> Tensor:
+        path, header = self.files[stored], self.headers[stored]
+        if path not in self._maps:
+            self._maps[path] = MappedFile(path)
+        return self._maps[path].tensor(self.starts[stored], DTYPES[header.dtype], header.shape)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -117,7 +123,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if path.suffix in PICKLES:
         return _open_pickle(path)
     header = read_header(path)
-    return Checkpoint(path, header.tensors, header.metadata, dict.fromkeys(header.tensors, path))
+    files = dict.fromkeys(header.tensors, path)
+    return Checkpoint(path, header.tensors, header.metadata, files, header.starts)
 
 
 def whole(path: Path) -> Path:
@@ -215,6 +222,7 @@ def _open_index(index: Path) -> Checkpoint:
 def _join(folder: Path, paths: list[Path]) -> Checkpoint:
     headers: dict[str, TensorHeader] = {}
     files: dict[str, Path] = {}
+    starts: dict[str, int] = {}
     metadata: dict[str, str] = {}
     for path in paths:
         header = read_header(path)
@@ -226,7 +234,8 @@ def _join(folder: Path, paths: list[Path]) -> Checkpoint:
         headers |= header.tensors
         metadata |= header.metadata
         files |= dict.fromkeys(header.tensors, path)
-    return Checkpoint(paths[0] if len(paths) == 1 else folder, headers, metadata, files)
+        starts |= header.starts
+    return Checkpoint(paths[0] if len(paths) == 1 else folder, headers, metadata, files, starts)
 
 
 def _open_pickle(path: Path) -> Checkpoint:
