@@ -243,7 +243,7 @@ def tiny_vaes_of_wan_alone_are_listed_with_their_folder() -> None:
     tiny = [name for name in listed if name.startswith("vae_approx/")]
     assert tiny == ["vae_approx/lighttaew2_1.safetensors", "vae_approx/taew2_1.safetensors"], listed
     assert "small_vae.safetensors" in listed
-    assert "taew2_1, wan2.1" in run("LightX2VInspect", file=tiny[1])[0]
+    assert "wan2.1, taew2_1" in run("LightX2VInspect", file=tiny[1])[0]
 
 
 @check
