@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,8 @@ from lightx2v_core.device import describe_card, select_device
 from lightx2v_core.ops.matmul import DEQUANTISE, FP8, INT8, ROWS, Weight, quantise_rows
 from lightx2v_core.quant.linear import QuantisedLinear
 from lightx2v_core.quant.quantise import WRITTEN
+
+from .memory import commit
 
 TOKENS = 32760  # 480x832, 81 frames
 SHAPES = ((5120, 5120), (5120, 13824), (13824, 5120))  # in, out: attention, ffn.0, ffn.2
@@ -148,16 +149,8 @@ def _line(row: str, scheme: str, seconds: float, bf16: float, flop: int, error: 
 
 
 def _about(device: torch.device) -> Line:
-    root = Path(__file__).parents[1]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"card": card, "torch": torch.__version__, "commit": commit.stdout.strip() or "unknown"}
+    return {"card": card, "torch": torch.__version__, "commit": commit()}
 
 
 if __name__ == "__main__":

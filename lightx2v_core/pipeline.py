@@ -44,8 +44,8 @@ from .memory.plan import (
 )
 from .memory.residency import Residency
 from .presets import Overrides, Preset, make_plan, note_for, preset_for
+from .quant.linear import holds_codes
 from .quant.quantise import KEEP
-from .quant.schemes import PLAIN
 from .sampling.loop import make_noise, sample
 from .text.umt5 import TextEncoder
 from .wan.config import TEXT_LEN, WanConfig
@@ -315,9 +315,8 @@ class Pipeline:
 
     def _activations(self, expert: LoadedTransformer, size: VideoSize) -> int:
         dtype = expert.model.compute_dtype
-        is_quantised = expert.info.scheme not in PLAIN
-        tokens = video_tokens(size)
-        return activation_bytes(self.config, tokens, dtype.itemsize, quantised=is_quantised)
+        quantised, tokens = holds_codes(expert.model), video_tokens(size)
+        return activation_bytes(self.config, tokens, dtype.itemsize, quantised=quantised)
 
     def _advice(self, expert: LoadedTransformer, size: VideoSize) -> str:
         """The cheapest changes that would fit into what may be used now."""
@@ -327,7 +326,7 @@ class Pipeline:
         def fits(size: VideoSize) -> bool:
             return room is None or least + self._activations(expert, size) <= room
 
-        return cheaper(size, fits, "an fp8 file" if expert.info.scheme in PLAIN else "")
+        return cheaper(size, fits, "" if holds_codes(expert.model) else "an fp8 file")
 
     def _decode(
         self, latent: Tensor, size: VideoSize, on_progress: OnProgress, rescue: Path | None

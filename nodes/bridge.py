@@ -26,6 +26,7 @@ from ..lightx2v_core.checkpoint.detect import detect
 from ..lightx2v_core.checkpoint.source import open_checkpoint
 from ..lightx2v_core.errors import CapabilityError
 from ..lightx2v_core.memory.plan import activation_bytes
+from ..lightx2v_core.quant.linear import holds_codes
 from ..lightx2v_core.quant.quantise import KEEP, ON_LOAD
 from ..lightx2v_core.quant.schemes import PLAIN
 from ..lightx2v_core.wan.config import PATCH, TEXT_LEN
@@ -224,7 +225,7 @@ class HostWan(comfy.model_base.WAN21):
         batch, _, frames, height, width = input_shape
         tokens = frames * -(-height // PATCH[1]) * -(-width // PATCH[2])
         size = self.diffusion_model.compute_dtype.itemsize
-        quantised = self.info.scheme not in PLAIN
+        quantised = holds_codes(self.diffusion_model)
         return activation_bytes(self.diffusion_model.config, tokens, size, batch, quantised)
 
 

@@ -7,7 +7,6 @@ judge, on prompts of its own, is what stays.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -173,7 +172,7 @@ class Keeper:
 
     def look(self, model: nn.Module) -> None:
         assert isinstance(model, WanModel)
-        scores = self._score(copy.deepcopy(model))
+        scores = self._score(model)
         note_scores(self._context, f"{self._task} dmd look {self._looks}", scores)
         self._looks += 1
         if scores["all"] > self.best:

@@ -249,6 +249,11 @@ def _open_pickle(path: Path) -> Checkpoint:
             "use the safetensors form of this model"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
+        if "unable to mmap" in str(error):
+            raise CheckpointError(
+                f"{path.name} is larger than this system maps for PyTorch ({error}); use the "
+                "safetensors form of this model, which needs no RAM to load"
+            ) from error
         raise CheckpointError(
             f"{path.name} is not a whole PyTorch file ({str(error).splitlines()[0]}); "
             "download it again"

@@ -79,3 +79,8 @@ class QuantisedLinear(DequantisedLinear):
         scale = torch.ones((1, 1), device=x.device) if stored is None else self._scale(stored)
         y_LM = self.multiply(x.reshape(-1, self.in_features), self.weight, scale, bias)
         return y_LM.unflatten(0, x.shape[:-1])
+
+
+def holds_codes(model: nn.Module) -> bool:
+    """Whether any linear is quantised, by its file or while it was loaded."""
+    return any(isinstance(module, DequantisedLinear) for module in model.modules())

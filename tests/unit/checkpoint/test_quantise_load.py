@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from lightx2v_core.assemble import load_transformer
 from lightx2v_core.checkpoint.convert import quantise_file
 from lightx2v_core.errors import CheckpointError, RequestError
+from lightx2v_core.quant.linear import holds_codes
 from lightx2v_core.quant.quantise import WrittenScheme
 from lightx2v_core.wan.config import WanConfig
 from lightx2v_core.wan.model import WanModel
@@ -109,3 +110,13 @@ def test_no_second_copy_of_the_weights_is_held(tmp_path, monkeypatch):
     assert loaded.model.blocks[1].ffn[2].weight.dtype == torch.int8
     assert linears > 80e6
     assert max(seen) < linears / 4 + largest, f"{max(seen) / 1e6:.0f} MB"
+
+
+@pytest.mark.parametrize(("quantisation", "codes"), [("keep", False), ("fp8", True)])
+def test_memory_is_planned_by_what_the_linears_hold_not_by_what_the_file_holds(
+    tmp_path, quantisation, codes
+):
+    loaded = load_transformer(full(tmp_path), quantisation=quantisation)
+
+    assert loaded.info.scheme == "bf16"
+    assert holds_codes(loaded.model) == codes
