@@ -157,8 +157,8 @@ class Pipeline:
         file that says high or low noise goes to that expert of two. `merge`: into the weights.
         """
         self._release(0)
-        for expert in self.experts:
-            expert.residency.recall()
+        for expert in self.experts if merge else ():
+            expert.residency.recall()  # merging changes blocks, which must be there
         loras = [(self._read_lora(path), strengths) for path, strengths in files]
         lines = []
         for index, expert in enumerate(self.experts):
