@@ -24,7 +24,8 @@ import torch
 from lightx2v_core.assemble import load_transformer
 from lightx2v_core.checkpoint.convert import GGUF_SCHEMES, SCHEMES, quantise_file
 
-from .memory import I2V_14B, TINY, AnonymousMemory, commit, rss_anon, write_random
+from .memory import AnonymousMemory, commit, rss_anon
+from .random_files import I2V_14B, TINY, write_random
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,10 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(load(options.load)))
         return 0
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        folder = Path(name)
-        plain = write_random(folder, "bf16", TINY if options.tiny else I2V_14B)
+        folder, config = Path(name), TINY if options.tiny else I2V_14B
+        plain = None if options.load_only else write_random(folder, "bf16", config)
         for scheme in options.schemes:
-            line = measure(plain, folder, scheme)
+            if plain is None:
+                path = write_random(folder, scheme, config)
+                line = measure_load(path, scheme)
+                path.unlink()
+            else:
+                line = measure(plain, folder, scheme)
             print(json.dumps(line), flush=True)
             if options.out is not None:
                 with options.out.open("a", encoding="utf-8") as file:
@@ -50,6 +56,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, help="where the files are written for a while")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl")
     parser.add_argument("--tiny", action="store_true", help="a small model, to try the script")
+    parser.add_argument(
+        "--load-only", action="store_true", help="write the files directly, from one block"
+    )
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
     return parser
 
@@ -67,20 +76,24 @@ def measure(plain: Path, folder: Path, scheme: str) -> dict[str, object]:
             "quantise_seconds": round(time.perf_counter() - started, 1),
             "quantise_anonymous": memory.peak - before,
         }
+    line = measure_load(path, scheme) | made
+    if path != plain:
+        path.unlink()
+    return line
+
+
+def measure_load(path: Path, scheme: str) -> dict[str, object]:
+    """Load in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.loading", "--load", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    line = {
+    return {
         "case": "loading",
         "scheme": scheme,
         "file_bytes": path.stat().st_size,
-        **made,
         **json.loads(done.stdout.splitlines()[-1]),
         "torch": torch.__version__,
         "commit": commit(),
     }
-    if path != plain:
-        path.unlink()
-    return line
 
 
 def load(path: Path) -> dict[str, float | int]:

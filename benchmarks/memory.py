@@ -1,11 +1,11 @@
 """A 14B image-to-video transformer under a memory budget, beside the same one fully resident.
 
-    python -m benchmarks.memory --scheme fp8 --budget-gb 8 --frames 81 --height 480 --width 832 \\
-        --out memory.jsonl
+    python -m benchmarks.memory --scheme fp8 --budget-gb 8 12 --height 480 --width 832 \\
+        --frames 81 --out memory.jsonl
 
-Writes a file of the real shapes with random weights (one random block, repeated: timing does not
-depend on the values), runs four steps streamed and resident in one process, and appends one JSON
-line. `--tiny` does the same with a small model, on a CPU too.
+Writes a file of the real shapes with random weights, runs four steps streamed under each budget and
+once resident, in one process, and appends a JSON line for each budget. `--tiny` does the same with
+a small model, on a CPU too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lightx2v_core.assemble import LoadedTransformer, load_transformer
-from lightx2v_core.checkpoint.convert import quantise_file
+from lightx2v_core.checkpoint.convert import SCHEMES
 from lightx2v_core.datatypes import VideoSize
 from lightx2v_core.memory.plan import (
     Job,
@@ -37,12 +37,10 @@ from lightx2v_core.memory.plan import (
 )
 from lightx2v_core.presets import PRESETS, make_plan
 from lightx2v_core.sampling.loop import make_noise, sample
-from lightx2v_core.wan.config import CLIP_TOKENS, WanConfig
-from lightx2v_core.wan.model import WanModel
+from lightx2v_core.wan.config import WanConfig
 
-I2V_14B = WanConfig(dim=5120, ffn_dim=13824, num_layers=40, in_dim=36, clip_tokens=CLIP_TOKENS)
-TINY = replace(I2V_14B, dim=128, ffn_dim=256, num_layers=6, text_dim=64)
-SCHEMES = ("bf16", "fp8", "fp8-tensor", "int8")
+from .random_files import I2V_14B, TINY, write_random
+
 SAMPLE_SECONDS = 0.05
 
 
@@ -65,33 +63,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="lightx2v-") as folder:
         path = write_random(Path(folder), options.scheme, TINY if options.tiny else I2V_14B)
         # Streamed first: what the allocator keeps from the resident run would not be the budget's.
-        streamed, latent = measure(path, device, size, options.budget_gb * 1e9)
-        resident, expected = measure(path, device, size, None)
-    line = {
-        "benchmark": "memory",
-        "commit": commit(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "scheme": options.scheme,
-        "size": [size.width, size.height, size.frames],
-        "budget_gb": options.budget_gb,
-        "streamed": asdict(streamed),
-        "resident": asdict(resident),
-        "ratio": streamed.seconds_per_step / resident.seconds_per_step,
-        "within_budget": streamed.peak_allocated <= options.budget_gb * 1e9,
-        "equal": bool(torch.equal(latent, expected)),
-    }
-    print(json.dumps(line))
-    if options.out:
-        with options.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    return 0 if line["equal"] and line["within_budget"] else 1
+        streamed = [
+            measure(path, device, size, gb * 1e9, options.steps) for gb in options.budget_gb
+        ]
+        resident, expected = measure(path, device, size, None, options.steps)
+    is_well = True
+    for budget, (run, latent) in zip(options.budget_gb, streamed, strict=True):
+        line = {
+            "case": "memory",
+            "commit": commit(),
+            "torch": torch.__version__,
+            "card": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "scheme": options.scheme,
+            "size": [size.width, size.height, size.frames],
+            "budget_gb": budget,
+            "streamed": asdict(run),
+            "resident": asdict(resident),
+            "ratio": run.seconds_per_step / resident.seconds_per_step,
+            "within_budget": run.peak_allocated <= budget * 1e9,
+            "equal": bool(torch.equal(latent, expected)),
+        }
+        is_well = is_well and line["equal"] and line["within_budget"]
+        print(json.dumps(line), flush=True)
+        if options.out:
+            with options.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+    return 0 if is_well else 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scheme", choices=SCHEMES, default="fp8")
-    parser.add_argument("--budget-gb", type=float, default=8.0)
+    parser.add_argument("--scheme", choices=("bf16", *SCHEMES), default="fp8")
+    parser.add_argument("--budget-gb", type=float, nargs="+", default=[8.0])
+    parser.add_argument("--steps", type=int, default=4, help="fewer take less time; at least 2")
     parser.add_argument("--width", type=int, default=832)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--frames", type=int, default=81)
@@ -102,46 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def write_random(folder: Path, scheme: str, config: WanConfig) -> Path:
-    """A file with the shapes of `config`; one block at a time is in memory."""
-    plain = folder / "wan2.1_i2v_random.safetensors"
-    with torch.device("meta"):
-        shapes = {k: tuple(v.shape) for k, v in WanModel(config).state_dict().items()}
-    table, end = {}, 0
-    for name, shape in shapes.items():
-        nbytes = 2 * torch.Size(shape).numel()
-        table[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + nbytes]}
-        end += nbytes
-    raw = json.dumps(table).encode()
-    raw += b" " * (-len(raw) % 8)
-    with plain.open("wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        for tensor in _random_tensors(shapes):
-            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    if scheme == "bf16":
-        return plain
-    codes = folder / f"wan2.1_i2v_random_{scheme}.safetensors"
-    quantise_file(plain, codes, scheme)
-    plain.unlink()
-    return codes
-
-
-def _random_tensors(shapes: dict[str, tuple[int, ...]]) -> Iterator[Tensor]:
-    generator, block = torch.Generator().manual_seed(1), {}
-    for name, shape in shapes.items():
-        inner = re.sub(r"^blocks\.\d+\.", "blocks.", name)
-        if inner in block:
-            yield block[inner]
-            continue
-        spread = 1.0 if len(shape) < 2 else shape[-1] ** -0.5
-        tensor = (torch.randn(shape, generator=generator) * spread).bfloat16()
-        if inner != name:
-            block[inner] = tensor
-        yield tensor
-
-
 def measure(
-    path: Path, device: torch.device, size: VideoSize, limit: float | None
+    path: Path, device: torch.device, size: VideoSize, limit: float | None, steps: int = 4
 ) -> tuple[Run, Tensor]:
     """Four steps under `limit` bytes (None: everything resident), and the latent they lead to."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -157,7 +123,7 @@ def measure(
         )
         room = None if limit is None else card_room(device, limit)
         place_within(engine, device, room, Job("transformer", activations))
-        latent, times = _sample(loaded, inputs, size, device)
+        latent, times = _sample(loaded, inputs, size, steps)
         line, pinned = engine.describe(), engine.pinned_bytes
         engine.release()
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
@@ -179,9 +145,10 @@ def _inputs(config: WanConfig, size: VideoSize, device: torch.device) -> dict[st
 
 
 def _sample(
-    loaded: LoadedTransformer, inputs: dict[str, Tensor], size: VideoSize, device: torch.device
+    loaded: LoadedTransformer, inputs: dict[str, Tensor], size: VideoSize, steps: int
 ) -> tuple[Tensor, list[float]]:
-    plan = make_plan(PRESETS["distill-4step"])
+    plan, device = make_plan(PRESETS["distill-4step"]), inputs["text"].device
+    plan = replace(plan, sigmas=plan.sigmas[: steps + 1])
     times: list[float] = []
 
     def denoise(x: Tensor, sigma: float, _step: int) -> Tensor:

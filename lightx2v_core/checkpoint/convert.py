@@ -62,7 +62,7 @@ def quantise_file(
         return
     metadata = {**checkpoint.metadata, "lightx2v.quantised": scheme}
     written = WRITTEN[scheme]
-    _write(
+    write_safetensors(
         target,
         _headers(checkpoint, names, written),
         _tensors(checkpoint, names, written),
@@ -107,13 +107,17 @@ def _tensors(
         yield torch.zeros(2).to(scheme.dtype)
 
 
-def _write(
+def write_safetensors(
     target: Path,
     headers: dict[str, TensorHeader],
     tensors: Iterator[Tensor],
     metadata: dict[str, str],
-    on_tensor: OnTensor,
+    on_tensor: OnTensor = _ignore,
 ) -> None:
+    """Write `target` from `tensors` in the order of `headers`, one at a time in memory.
+
+    Raises CheckpointError when the disk does not take it; nothing half-written is left.
+    """
     table: dict[str, object] = {"__metadata__": metadata}
     end = 0
     for name, header in headers.items():

@@ -79,7 +79,7 @@ def write_gguf(
     total = sum(header.nbytes for header in headers.values())
     source = checkpoint.name
     with replacing(target, total) as part:
-        writer = _start(part, headers, checkpoint.metadata, scheme)
+        writer = start_gguf(part, headers, checkpoint.metadata, scheme)
         try:
             done = 0
             for name, stored in names.items():
@@ -91,7 +91,7 @@ def write_gguf(
             writer.close()
 
 
-def _start(
+def start_gguf(
     path: Path, headers: Mapping[str, TensorHeader], metadata: Mapping[str, str], scheme: str
 ) -> GGUFWriter:
     """A writer behind the header, waiting for the tensors in the order of `headers`."""

@@ -1,0 +1,77 @@
+"""Transformer files of real shapes with random weights: one random block, repeated.
+
+Time and memory depend on shapes and on the spread of the values, not on what they mean.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightx2v_core.checkpoint.convert import GGUF_SCHEMES, quantise_file, write_safetensors
+from lightx2v_core.checkpoint.gguf_writing import start_gguf
+from lightx2v_core.checkpoint.headers import TensorHeader
+from lightx2v_core.checkpoint.source import Checkpoint, open_checkpoint
+from lightx2v_core.checkpoint.writing import replacing
+from lightx2v_core.wan.config import CLIP_TOKENS, WanConfig
+from lightx2v_core.wan.model import WanModel
+
+I2V_14B = WanConfig(dim=5120, ffn_dim=13824, num_layers=40, in_dim=36, clip_tokens=CLIP_TOKENS)
+TINY = replace(I2V_14B, dim=128, ffn_dim=256, num_layers=6, text_dim=64)
+BLOCK = re.compile(r"^blocks\.0\.")
+
+
+def write_random(folder: Path, scheme: str, config: WanConfig) -> Path:
+    """A file in `scheme` ("bf16", or what `quantise_file` writes); one block is in memory."""
+    ending = ".gguf" if scheme in GGUF_SCHEMES else ".safetensors"
+    first = folder / "wan2.1_i2v_one_block.safetensors"
+    tensors = _random_tensors(replace(config, num_layers=1))
+    headers = {k: TensorHeader(tuple(v.shape), "BF16") for k, v in tensors.items()}
+    write_safetensors(first, headers, iter(tensors.values()), {})
+    if scheme != "bf16":
+        plain, first = first, folder / f"wan2.1_i2v_one_block_{scheme}{ending}"
+        quantise_file(plain, first, scheme)
+        plain.unlink()
+    target = folder / f"wan2.1_i2v_random_{scheme}{ending}"
+    checkpoint = open_checkpoint(first)
+    places = dict(_repeated(checkpoint, config.num_layers))
+    headers = {name: checkpoint.headers[stored] for name, stored in places.items()}
+    if ending == ".gguf":
+        with replacing(target, sum(header.nbytes for header in headers.values())) as part:
+            writer = start_gguf(part, headers, checkpoint.metadata, scheme)
+            for stored in places.values():
+                writer.write_tensor_data(_stored_bytes(checkpoint, stored).numpy())
+            writer.close()
+    else:
+        stored_bytes = (_stored_bytes(checkpoint, stored) for stored in places.values())
+        write_safetensors(target, headers, stored_bytes, checkpoint.metadata)
+    first.unlink()
+    return target
+
+
+def _repeated(checkpoint: Checkpoint, blocks: int) -> Iterator[tuple[str, str]]:
+    """Name in the whole file, and in that of one block; whole blocks after another."""
+    inner = [name for name in checkpoint.headers if BLOCK.match(name)]
+    yield from ((name, name) for name in checkpoint.headers if name not in inner)
+    for index in range(blocks):
+        yield from ((BLOCK.sub(f"blocks.{index}.", name), name) for name in inner)
+
+
+def _stored_bytes(checkpoint: Checkpoint, stored: str) -> Tensor:
+    tensor = checkpoint.tensors({stored: stored}, packed=[stored])[stored]
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _random_tensors(config: WanConfig) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        shapes = {k: tuple(v.shape) for k, v in WanModel(config).state_dict().items()}
+    generator, tensors = torch.Generator().manual_seed(1), {}
+    for name, shape in shapes.items():
+        spread = 1.0 if len(shape) < 2 else shape[-1] ** -0.5
+        tensors[name] = (torch.randn(shape, generator=generator) * spread).bfloat16()
+    return tensors
