@@ -31,10 +31,10 @@ START_PROMPT = a red circle moving right on a dark background
 
 demo: $(RUN_READY)
 	$(PYTHON) -m lightx2v_core generate --task t2v --model demo --prompt "$(DEMO_PROMPT)" \
-		--seed 1 --output out/demo_t2v.mp4 --contact-sheet out/demo_t2v.png
+		--seed 1 --output out/demo_t2v.mp4 --contact-sheet out/demo_t2v.png --beside lightx2v_core/demo/base_t2v.mp4
 	$(PYTHON) -m lightx2v_core generate --task i2v --model demo --prompt "$(START_PROMPT)" \
 		--image lightx2v_core/demo/start.png \
-		--seed 1 --output out/demo_i2v.mp4 --contact-sheet out/demo_i2v.png
+		--seed 1 --output out/demo_i2v.mp4 --contact-sheet out/demo_i2v.png --beside lightx2v_core/demo/base_i2v.mp4
 
 # loadscope: the groups that tests/conftest.py makes; in order, so that the slow host tests go first.
 test: $(DEV_READY)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from torch import Tensor
+
 from .checkpoint.convert import SCHEMES
 from .datatypes import VideoSize
 from .errors import CheckpointError, LightX2VError, RequestError
@@ -83,6 +85,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     add("--last-image", type=Path, help="end image (FLF2V and Wan 2.2 I2V)")
     add("--output", type=Path, required=True, metavar="FILE.mp4")
     add("--contact-sheet", type=Path, metavar="FILE.png", help="also write frames side by side")
+    add("--beside", type=Path, metavar="FILE.mp4", help="a video of ours below it in that sheet")
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
@@ -237,7 +240,8 @@ def run_generate(options: argparse.Namespace) -> int:
         result = pipeline.generate(request, on_progress, rescue)
     write_video(result.frames, options.output, options.fps, _metadata(options, result, plan))
     if options.contact_sheet:
-        contact_sheet([(options.prompt, result.frames)], options.contact_sheet)
+        rows = [(f"{plan.splitlines()[0].partition(' (')[0]}: {options.prompt}", result.frames)]
+        contact_sheet([*rows, *_beside(options.beside)], options.contact_sheet)
     for line in result.memory:
         print(line)
     stages = ", ".join(f"{STAGE_NAMES[k]} {v:.1f} s" for k, v in result.seconds.items())
@@ -245,6 +249,18 @@ def run_generate(options: argparse.Namespace) -> int:
     peak = f", peak {result.peak_bytes / 1e9:.1f} GB" if result.peak_bytes else ""
     print(f"{options.output}: {len(result.frames)} frames; {stages}; {per_step:.2f} s/step{peak}")
     return 0
+
+
+def _beside(path: Path | None) -> list[tuple[str, Tensor]]:
+    """A row of the contact sheet for a video that this program wrote."""
+    if path is None:
+        return []
+    from .media import read_metadata, read_video
+
+    told = read_metadata(path)
+    plan = str(told.get("plan", "")).partition(" (")[0]
+    label = f"{Path(str(told.get('model', path.name))).stem}, {plan}: {told.get('prompt', '')}"
+    return [(label, read_video(path))]
 
 
 def _lora(text: str) -> tuple[Path, float | tuple[float, ...]]:

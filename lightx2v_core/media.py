@@ -77,6 +77,21 @@ def read_metadata(path: Path) -> dict[str, object]:
     return json.loads("".join(unescaped) or "{}")
 
 
+def read_video(path: Path) -> Tensor:
+    """Frames, FHWC uint8, of a video that ffmpeg reads. Raises RequestError for any other file."""
+    try:
+        # A stream of PPM pictures, each of which says its size.
+        data = _ffmpeg(["-i", str(path), "-f", "image2pipe", "-c:v", "ppm", "-"])
+    except RuntimeError as error:
+        raise RequestError(f"{path} is not a video that can be read ({error}); use mp4") from error
+    magic, size, depth = data.split(b"\n", 3)[:3]
+    width, height = (int(side) for side in size.split())
+    header = len(magic) + len(size) + len(depth) + 3
+    pictures = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    pictures = pictures.view(-1, header + 3 * width * height)[:, header:]
+    return pictures.reshape(-1, height, width, 3)
+
+
 def contact_sheet(rows: Sequence[tuple[str, Tensor]], path: Path) -> None:
     """PNG, a labelled row of up to eight evenly spaced frames for each (label, FHWC uint8)."""
     from PIL import Image, ImageDraw

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from lightx2v_core.errors import CheckpointError, LightX2VError, RequestError
-from lightx2v_core.media import contact_sheet, read_image, read_metadata, to_uint8, write_video
+from lightx2v_core.media import (
+    contact_sheet,
+    read_image,
+    read_metadata,
+    read_video,
+    to_uint8,
+    write_video,
+)
 
 
 def moving_bar(frames: int = 9, height: int = 48, width: int = 64) -> torch.Tensor:
@@ -51,6 +58,24 @@ def test_metadata_comes_back_as_it_was_given(tmp_path):
     write_video(moving_bar(), tmp_path / "a.mp4", 16, metadata)
 
     assert read_metadata(tmp_path / "a.mp4") == metadata
+
+
+@pytest.mark.parametrize("size", [(48, 64), (47, 63)])
+def test_frames_of_a_video_are_read_back(tmp_path, size):
+    clip = moving_bar(9, *size)
+
+    write_video(clip, tmp_path / "a.mp4", fps=16)
+    frames = read_video(tmp_path / "a.mp4")
+
+    assert frames.shape == clip.shape
+    assert (frames.float() - clip.float()).abs().mean() < 6
+
+
+def test_a_file_that_is_no_video_is_refused(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+
+    with pytest.raises(RequestError, match="not a video"):
+        read_video(tmp_path / "a.mp4")
 
 
 def test_a_video_without_metadata_reads_as_empty(tmp_path):
