@@ -220,6 +220,15 @@ class HostWan(comfy.model_base.WAN21):
         check_start_image(config.in_dim, config.out_dim, kwargs.get("concat_latent_image"))
         return super().extra_conds(**kwargs)
 
+    def apply_model(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """The host's; first back onto the card, where another model took all of it since the last
+        step."""
+        patcher = self.current_patcher
+        if self.engine.device is None and isinstance(patcher, ResidentPatcher):
+            log.info("another model took the memory; the transformer is loaded again")
+            mm.load_models_gpu([patcher], self.memory_required(list(x.shape)))
+        return super().apply_model(x, *args, **kwargs)
+
     def memory_required(self, input_shape: list[int], cond_shapes: dict | None = None) -> int:
         """Activation bytes of one forward for an input B C T H W."""
         batch, _, frames, height, width = input_shape
