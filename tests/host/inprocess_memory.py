@@ -16,6 +16,7 @@ import torch
 import format_checks  # noqa: F401 - each registers its checks
 import lora_checks  # noqa: F401
 import pressure_checks  # noqa: F401
+import run_checks  # noqa: F401
 from small_files import write
 from small_models import (
     FILES,

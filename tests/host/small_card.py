@@ -8,8 +8,10 @@ import comfy.model_management as mm
 class SmallCard:
     """Makes the host believe that its device is a card with little memory."""
 
-    def __init__(self, free_for_weights: float) -> None:
-        self.free = free_for_weights
+    def __init__(
+        self, free_for_weights: float, state: mm.VRAMState = mm.VRAMState.NORMAL_VRAM
+    ) -> None:
+        self.free, self.state = free_for_weights, state
         self.names = ("is_device_cpu", "get_free_memory", "minimum_inference_memory", "vram_state")
         self.before = {name: getattr(mm, name) for name in self.names}
 
@@ -17,7 +19,7 @@ class SmallCard:
         mm.unload_all_models()
         total = 1.3e9
         mm.is_device_cpu = lambda device: False
-        mm.vram_state = mm.VRAMState.NORMAL_VRAM
+        mm.vram_state = self.state
         mm.minimum_inference_memory = lambda: total - self.free
         mm.get_free_memory = lambda dev=None, torch_free_too=False: (
             (total, 0) if torch_free_too else int(total)
