@@ -221,10 +221,11 @@ class HostWan(comfy.model_base.WAN21):
         return super().extra_conds(**kwargs)
 
     def apply_model(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """The host's; first back onto the card, where another model took all of it since the last
-        step."""
+        """The host's; before it the MODEL that samples is loaded again, where another model took
+        all memory since the last step. ComfyUI itself would go on without its LoRA."""
         patcher = self.current_patcher
-        if self.engine.device is None and isinstance(patcher, ResidentPatcher):
+        is_loaded = any(entry.model is patcher for entry in mm.current_loaded_models)
+        if patcher is not None and not is_loaded:
             log.info("another model took the memory; the transformer is loaded again")
             mm.load_models_gpu([patcher], self.memory_required(list(x.shape)))
         return super().apply_model(x, *args, **kwargs)

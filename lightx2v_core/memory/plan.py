@@ -168,7 +168,8 @@ def cheaper(size: VideoSize, fits: Callable[[VideoSize], bool], other: str = "")
         VideoSize(int(size.width * k / 20), int(size.height * k / 20), size.frames).snapped()
         for k in range(19, 3, -1)
     )
-    if (found := next((s for s in smaller if fits(s)), None)) is not None:
+    less = (s for s in smaller if s.width * s.height < size.width * size.height)
+    if (found := next((s for s in less if fits(s)), None)) is not None:
         changes.append(f"{found.width}x{found.height} in place of {size.width}x{size.height}")
     return "; or ".join([*changes, *([other] if other else [])])
 

@@ -13,6 +13,8 @@ from inside import WORK, check, main, pack, relative, sentence
 import comfy.lora
 import comfy.utils
 import torch
+import expert_checks  # noqa: F401
+import fault_checks  # noqa: F401
 import format_checks  # noqa: F401 - each registers its checks
 import lora_checks  # noqa: F401
 import pressure_checks  # noqa: F401
