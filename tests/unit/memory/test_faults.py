@@ -148,6 +148,25 @@ def test_when_no_tile_fits_the_latent_is_kept_and_named(parts, expected, tmp_pat
     assert (again.int() - expected.int()).abs().max() <= 1
 
 
+@pytest.mark.parametrize("other_disk_is_full", [False, True])
+def test_a_latent_on_a_full_disk_goes_elsewhere_or_the_message_says_that_it_is_lost(
+    parts, tmp_path, monkeypatch, other_disk_is_full
+):
+    (tmp_path / "blocked").write_text("a file where a folder should be")
+    other = tmp_path / ("blocked" if other_disk_is_full else "temporary")
+    monkeypatch.setattr("tempfile.tempdir", str(other))
+    monkeypatch.setattr(WanVae, "decode", fail_once(WanVae.decode, at=1, times=9))
+    words = r"latent of this run is lost: .*a\.latent could not be written"
+    kept = other / "lightx2v" / "a.latent"
+
+    with pytest.raises(
+        CapabilityError, match=words if other_disk_is_full else f"saved as {kept}: ComfyUI"
+    ):
+        Pipeline(parts, CPU).generate(REQUEST, rescue=tmp_path / "blocked" / "a.latent")
+
+    assert kept.is_file() is not other_disk_is_full
+
+
 def test_too_little_ram_for_a_cast_is_refused_before_the_file_is_read(parts, monkeypatch):
     monkeypatch.setattr("lightx2v_core.memory.plan.available_bytes", lambda: 10**6)
 
