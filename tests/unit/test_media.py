@@ -7,6 +7,7 @@ import imageio_ffmpeg
 import pytest
 import torch
 
+from lightx2v_core import media
 from lightx2v_core.errors import CheckpointError, LightX2VError, RequestError
 from lightx2v_core.media import contact_sheet, read_image, read_metadata, to_uint8, write_video
 from lightx2v_core.memory.codec import save_raw_latent
@@ -83,6 +84,25 @@ def test_a_full_disk_leaves_nothing_half_written_and_says_so(tmp_path, monkeypat
         assert not [path for path in tiny.rglob("*") if path.is_file()]
     finally:
         subprocess.run(["umount", str(tiny)], check=True)
+
+
+@pytest.mark.parametrize("before", [None, b"an older video"])
+def test_a_cancel_while_writing_leaves_what_was_there_and_no_half_video(
+    tmp_path, monkeypatch, before
+):
+    def cancelled(arguments: list[str], _data: bytes) -> bytes:
+        Path(arguments[-1]).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    target = tmp_path / "a.mp4"
+    if before:
+        target.write_bytes(before)
+    monkeypatch.setattr(media, "_ffmpeg", cancelled)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_video(moving_bar(), target, 16)
+
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == ([before] if before else [])
 
 
 def test_a_contact_sheet_has_a_row_per_clip_and_eight_pictures(tmp_path):
