@@ -166,7 +166,8 @@ def out_of_memory_in_step_three_costs_an_attempt_and_twice_is_the_hosts_own_erro
         told = sentence(lambda: distill(model))
     del transformer.forward
     assert told.startswith(mm.OOM_EXCEPTION.__name__), told
-    assert any("out of memory again; 5 frames in place of 9" in x for x in heard.lines), heard.lines
+    lines = [line for line in heard.lines if line.startswith("out of memory again; ")]
+    assert len(lines) == 1 and "are there: 5 frames in place of 9" in lines[0], heard.lines
     assert torch.equal(distill(model)[0]["samples"], whole)
     return told
 
