@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .checkpoint.convert import SCHEMES
+from .checkpoint.writing import write_somewhere
 from .datatypes import VideoSize
 from .errors import CheckpointError, LightX2VError, RequestError
 from .lora.steps import read_strengths
@@ -198,14 +199,8 @@ def run_generate(options: argparse.Namespace) -> int:
     from .sampling.schedule import describe
 
     images = [None if p is None else read_image(p) for p in (options.image, options.last_image)]
-    given = {
-        "vae": options.vae,
-        "tae": options.tae,
-        "text": options.text_encoder,
-        "clip": options.clip_vision,
-    }
     parts = find_parts(
-        options.model, options.task, options.low_noise_model, given, options.tokenizer
+        options.model, options.task, options.low_noise_model, _given(options), options.tokenizer
     )
     vram = None if options.vram_gb is None else int(options.vram_gb * 1e9)
     device = select_device(options.device)
@@ -238,7 +233,10 @@ def run_generate(options: argparse.Namespace) -> int:
     with _progress_bar() as on_progress:
         rescue = options.output.with_suffix(".latent")
         result = pipeline.generate(request, on_progress, rescue)
-    write_video(result.frames, options.output, options.fps, _metadata(options, result, plan))
+    said = _metadata(options, result, plan)
+    video = write_somewhere(
+        lambda path: write_video(result.frames, path, options.fps, said), options.output
+    )
     if options.contact_sheet:
         rows = [(f"{plan.splitlines()[0].partition(' (')[0]}: {options.prompt}", result.frames)]
         contact_sheet([*rows, *_beside(options.beside)], options.contact_sheet)
@@ -247,7 +245,7 @@ def run_generate(options: argparse.Namespace) -> int:
     stages = ", ".join(f"{STAGE_NAMES[k]} {v:.1f} s" for k, v in result.seconds.items())
     per_step = result.seconds["sampling"] / result.plan.steps
     peak = f", peak {result.peak_bytes / 1e9:.1f} GB" if result.peak_bytes else ""
-    print(f"{options.output}: {len(result.frames)} frames; {stages}; {per_step:.2f} s/step{peak}")
+    print(f"{video}: {len(result.frames)} frames; {stages}; {per_step:.2f} s/step{peak}")
     return 0
 
 
@@ -261,6 +259,16 @@ def _beside(path: Path | None) -> list[tuple[str, Tensor]]:
     plan = str(told.get("plan", "")).partition(" (")[0]
     label = f"{Path(str(told.get('model', path.name))).stem}, {plan}: {told.get('prompt', '')}"
     return [(label, read_video(path))]
+
+
+def _given(options: argparse.Namespace) -> dict[str, Path | None]:
+    """Parts that are named and not searched for."""
+    return {
+        "vae": options.vae,
+        "tae": options.tae,
+        "text": options.text_encoder,
+        "clip": options.clip_vision,
+    }
 
 
 def _lora(text: str) -> tuple[Path, float | tuple[float, ...]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .checkpoint.writing import replacing
 from .errors import CheckpointError, LightX2VError, RequestError
 
 CONTACT_COLUMNS = 8
@@ -29,7 +31,6 @@ def write_video(
 
     Sides that are odd are written with full chroma (yuv444p), since yuv420p cannot hold them.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     height, width = frames_FHWC.shape[1:3]
     part = path.with_name(f"{path.stem}.part{path.suffix}")
     comment = json.dumps(dict(metadata or {}), ensure_ascii=False)
@@ -37,6 +38,7 @@ def write_video(
     chroma = "yuv444p" if width % 2 or height % 2 else "yuv420p"
     target = ["-c:v", "libx264", "-crf", "16", "-pix_fmt", chroma, "-movflags", "+faststart"]
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         _ffmpeg(
             [*source, "-i", "-", *target, "-metadata", f"comment={comment}", "-y", str(part)],
             frames_FHWC.numpy().tobytes(),
@@ -47,7 +49,8 @@ def write_video(
             f"{path} could not be written ({error}); free some disk space or choose another folder"
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def _ffmpeg(arguments: list[str], data: bytes = b"") -> bytes:
@@ -107,8 +110,8 @@ def contact_sheet(rows: Sequence[tuple[str, Tensor]], path: Path) -> None:
         for column, index in enumerate(picks.tolist()):
             picture = Image.fromarray(frames[index].numpy()).resize((width, height))
             sheet.paste(picture, (column * width, top + LABEL_HEIGHT))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with replacing(path, 3 * sheet.width * sheet.height) as part:
+        sheet.save(part, "PNG")
 
 
 def read_image(path: Path) -> Tensor:

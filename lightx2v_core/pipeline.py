@@ -23,7 +23,7 @@ from .assemble import (
 from .conditioning import check_encodes, check_pairing, image_condition
 from .datatypes import SamplerPlan, StepEvent, VideoSize
 from .device import select_dtype
-from .errors import CapabilityError, RequestError
+from .errors import CapabilityError, LightX2VError, RequestError
 from .lora.apply import apply_loras
 from .lora.identify import identify
 from .lora.read import LoraFile, read_lora
@@ -90,6 +90,15 @@ def _is_for(lora: LoraFile, side: str | None) -> bool:
 
 def _name(expert: LoadedTransformer) -> str:
     return f"{expert.info.expert}-noise transformer" if expert.info.expert else "transformer"
+
+
+def _keep(latent: Tensor, rescue: Path) -> str:
+    """Save a latent; a sentence about where it is."""
+    try:
+        place = save_latent(latent, rescue)
+    except LightX2VError as error:
+        return f"and the latent of this run is lost: {error}"
+    return f"the latent of this run is saved as {place}: ComfyUI's LoadLatent opens it"
 
 
 class Pipeline:
@@ -218,8 +227,10 @@ class Pipeline:
             def on_step(event: StepEvent) -> None:
                 on_progress("sampling", event.step, event.num_steps)
 
-            latent = sample(denoise, noise, plan, rng, on_step)
-            self._release(0)
+            try:
+                latent = sample(denoise, noise, plan, rng, on_step)
+            finally:
+                self._release(0)
         with self._stage("decode", seconds):
             pixels = self._decode(latent, size, on_progress, rescue)
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
@@ -343,10 +354,7 @@ class Pipeline:
         except (RuntimeError, MemoryError) as error:
             if rescue is None:
                 raise
-            raise CapabilityError(
-                f"decoding failed ({error}); the latent of this run is saved as "
-                f"{save_latent(latent, rescue)}: ComfyUI's LoadLatent opens it"
-            ) from error
+            raise CapabilityError(f"decoding failed ({error}); {_keep(latent, rescue)}") from error
 
     @property
     def _on_card(self) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .checkpoint.detect import CheckpointInfo, detect
 from .checkpoint.headers import gigabytes
 from .checkpoint.registry import UNKNOWN
 from .checkpoint.source import Checkpoint
 from .datatypes import VideoSize
+from .lora.identify import Origin, identify
+from .lora.read import outline
 from .memory.plan import activation_bytes, video_tokens
 from .presets import Preset, note_for, preset_for
 from .quant.schemes import PLAIN
@@ -108,6 +110,8 @@ class Report:
 def make_report(checkpoint: Checkpoint) -> Report:
     """Everything `inspect` says, from names and headers alone."""
     info = detect(checkpoint)
+    if info.kind == "lora":
+        info = _as_applied(info, identify(outline(checkpoint)))
     runs = info.kind == "transformer" and info.refusal is None
     preset = preset_for(info) if runs else None
     problem = info.refusal
@@ -122,6 +126,12 @@ def make_report(checkpoint: Checkpoint) -> Report:
         problem,
         max(1, len(set(checkpoint.files.values()))),
     )
+
+
+def _as_applied(info: CheckpointInfo, origin: Origin) -> CheckpointInfo:
+    """A LoRA's facts as Apply LoRA goes by them: no expert where names and metadata disagree."""
+    size = origin.size if origin.width else info.size
+    return replace(info, expert=origin.expert, task=origin.task or info.task, size=size)
 
 
 def goes_with(info: CheckpointInfo, name: str) -> list[str]:

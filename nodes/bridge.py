@@ -220,6 +220,16 @@ class HostWan(comfy.model_base.WAN21):
         check_start_image(config.in_dim, config.out_dim, kwargs.get("concat_latent_image"))
         return super().extra_conds(**kwargs)
 
+    def apply_model(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """The host's; before it the MODEL that samples is loaded again, where another model took
+        all memory since the last step. ComfyUI itself would go on without its LoRA."""
+        patcher = self.current_patcher
+        is_loaded = any(entry.model is patcher for entry in mm.current_loaded_models)
+        if patcher is not None and not is_loaded:
+            log.info("another model took the memory; the transformer is loaded again")
+            mm.load_models_gpu([patcher], self.memory_required(list(x.shape)))
+        return super().apply_model(x, *args, **kwargs)
+
     def memory_required(self, input_shape: list[int], cond_shapes: dict | None = None) -> int:
         """Activation bytes of one forward for an input B C T H W."""
         batch, _, frames, height, width = input_shape

@@ -39,10 +39,10 @@ class VaeBorder(nn.Module):
 
     blocks = ()
 
-    def __init__(self, vae: Vae) -> None:
+    def __init__(self, vae: Vae, files: Sequence[Path] = ()) -> None:
         super().__init__()
         self.core = vae
-        self.engine = Residency(self)
+        self.engine = Residency(self, files)
 
     def encode(self, pixels_BCFHW: Tensor, **_options: object) -> Tensor:
         if isinstance(self.core, TinyVae):
@@ -70,8 +70,8 @@ def _chunk_report() -> Callable[[int, int], None]:
 class HostVae(comfy.sd.VAE):
     """The host's VAE around our module. Its __init__ is left out: it wants a file it knows."""
 
-    def __init__(self, vae: Vae, dtype: torch.dtype) -> None:
-        self.first_stage_model = VaeBorder(vae).eval()
+    def __init__(self, vae: Vae, dtype: torch.dtype, files: Sequence[Path] = ()) -> None:
+        self.first_stage_model = VaeBorder(vae, files).eval()
         self.vae_dtype, self.working_dtypes = dtype, [dtype]
         self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
         self.latent_channels, self.latent_dim = Z_DIM, 3
@@ -132,19 +132,21 @@ def _memory(width: int, short: int, long: int, area: int) -> Callable:
 
 def load_host_vae(path: Path) -> HostVae:
     dtype = mm.vae_dtype(mm.vae_device(), [torch.bfloat16, torch.float16, torch.float32])
-    return HostVae(load_vae(path, dtype), dtype)
+    return HostVae(load_vae(path, dtype), dtype, [path])
 
 
 class TextStage(nn.Module):
     """`cond_stage_model`. Everything of ours is here or in the tokenizer: the host's CLIP.clone()
     returns a plain CLIP, so a subclass would lose its methods."""
 
-    def __init__(self, encoder: TextEncoder) -> None:
+    def __init__(self, encoder: TextEncoder, files: Sequence[Path] = ()) -> None:
         super().__init__()
         self.encoder = encoder
         self.dtypes = {encoder.dtype}
-        self.engine = Residency(self)
+        self.engine = Residency(self, files)
         self.engine.hook(self.blocks)
+        for block in self.blocks:
+            block.register_forward_pre_hook(_check_interrupt)
         self.warned = False
 
     @property
@@ -178,6 +180,10 @@ class TextStage(nn.Module):
         return states.to(mm.intermediate_device(), torch.float32), None
 
 
+def _check_interrupt(*_call: object) -> None:
+    mm.throw_exception_if_processing_interrupted()
+
+
 class HostTokenizer:
     """Prompts to tokens in the host's form. Text is cleaned and taken as it stands: no weights."""
 
@@ -199,7 +205,7 @@ def load_host_clip(path: Path) -> comfy.sd.CLIP:
     device = mm.text_encoder_device()
     encoder = load_text_encoder(path, dtype=_text_dtype(device, path))
     clip = comfy.sd.CLIP(no_init=True)
-    clip.cond_stage_model = TextStage(encoder)
+    clip.cond_stage_model = TextStage(encoder, [path])
     clip.tokenizer = HostTokenizer(encoder.tokenizer)
     clip.patcher = ResidentPatcher(
         clip.cond_stage_model,

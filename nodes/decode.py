@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import comfy.model_management as mm
-import comfy.utils
 import folder_paths
 import torch
 from comfy.sd import VAE
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..lightx2v_core.errors import CapabilityError
+from ..lightx2v_core.errors import CapabilityError, LightX2VError
+from ..lightx2v_core.memory.codec import save_raw_latent
 from .checks import check_latent, check_vae
 from .progress import show_text
 from .schema import newer
@@ -67,8 +66,7 @@ class DecodeVideo(io.ComfyNode):
         except mm.InterruptProcessingException:
             raise
         except Exception as error:
-            path = save_latent(samples)
-            raise _saved(error, path) from error
+            raise _with_rescue(error, _keep(samples)) from error
         return io.NodeOutput(frames.flatten(0, 1) if frames.ndim == 5 else frames)
 
 
@@ -119,26 +117,26 @@ def _decode_alone(vae: VAE, samples: Tensor) -> Tensor:
     return _decode_whole(vae, samples)
 
 
-def save_latent(samples: Tensor) -> Path:
-    """In the output folder, in the form that the native LoadLatent reads."""
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(
-        "latents/lightx2v", folder_paths.get_output_directory()
+def _keep(samples: Tensor) -> str:
+    """Save the latent in the output folder; a sentence about where it is."""
+    output = folder_paths.get_output_directory()
+    try:
+        folder, name, counter, _, _ = folder_paths.get_save_image_path("latents/lightx2v", output)
+        path = save_raw_latent(samples, Path(folder) / f"{name}_{counter:05}_.latent")
+    except (LightX2VError, OSError) as error:
+        return (
+            f"its latent could not be saved either ({error}). It is still in ComfyUI's memory: "
+            "make room and press Run again without a change, and only decoding is repeated "
+            "(not with --cache-none)"
+        )
+    return (
+        f"the latent of this run is saved as {path}: copy it into the input folder and open "
+        "it with LoadLatent, then decode a smaller size, fewer frames or on the CPU (--cpu-vae)"
     )
-    path = Path(os.path.join(folder, f"{name}_{counter:05}_.latent"))
-    tensors = {
-        "latent_tensor": samples.contiguous().cpu(),
-        "latent_format_version_0": torch.tensor([]),
-    }
-    comfy.utils.save_torch_file(tensors, str(path))
-    return path
 
 
-def _saved(error: Exception, path: Path) -> Exception:
-    """An error of the same kind as `error`, where the host must know it, that names the file."""
-    message = (
-        f"decoding failed ({error}); the latent of this run is saved as {path}: copy it into the "
-        "input folder and open it with LoadLatent, then decode a smaller size, fewer frames or on "
-        "the CPU (--cpu-vae)"
-    )
+def _with_rescue(error: Exception, kept: str) -> Exception:
+    """An error of the same kind as `error`, where the host must know it, that says what is kept."""
+    message = f"decoding failed ({error}); {kept}"
     is_memory = isinstance(error, mm.OOM_EXCEPTION)
     return type(error)(message) if is_memory else CapabilityError(message)

@@ -110,16 +110,24 @@ def _leave_ram(before: Patcher, after: Patcher) -> None:
 
 
 def _advice(patcher: ResidentPatcher, shape: torch.Size) -> str:
-    """The cheapest changes that would fit into what is free now."""
+    """What it takes at least, what there is, and the cheapest changes that would fit."""
     _, _, T, H, W = shape
-    engine = patcher.model.engine
-    room = mm.get_free_memory(patcher.load_device) + engine.loaded_bytes - engine.least_bytes
+    model, engine = patcher.model, patcher.model.engine
+    there = mm.get_free_memory(patcher.load_device) + engine.loaded_bytes
 
-    def fits(size: VideoSize) -> bool:
-        return patcher.model.memory_required(list(size.latent_shape())) <= room
+    def needed(size: VideoSize) -> int:
+        return engine.least_bytes + model.memory_required(list(size.latent_shape()))
 
     size = VideoSize(W * 8, H * 8, (T - 1) * 4 + 1)
-    return cheaper(size, fits, "an fp8 file, or fewer other models at the same time")
+    changes = cheaper(
+        size,
+        lambda smaller: needed(smaller) <= there,
+        "an fp8 file, or fewer other models at the same time",
+    )
+    return (
+        f"this size takes at least {needed(size) / 1e9:.2f} GB and {there / 1e9:.2f} GB are there: "
+        f"{changes}"
+    )
 
 
 def _make_stage(

@@ -14,6 +14,7 @@ import comfy.utils
 import torch
 from comfy.patcher_extension import CallbacksMP
 
+from ..lightx2v_core.memory.plan import place_or_less
 from ..lightx2v_core.memory.residency import Residency
 from .adapt import refuse_quantised, sort_patches
 from .strengths import empty_branches, fill_branches, refuse_changing, refuse_mixed
@@ -53,7 +54,7 @@ class ResidentPatcher(comfy.model_patcher.ModelPatcher):
             self.unpatch_hooks()
             self._apply_patches(merge=force_patch_weights)
             device = device_to or self.load_device
-            self.engine.place(device, None if everything else lowvram_model_memory)
+            place_or_less(self.engine, device, None if everything else lowvram_model_memory)
             self.model.device = device
             self._note_loaded()
             log.info("%s: %s", type(self.model).__name__, self.engine.describe())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.placing import place
+from .mapping import fault_in
 
 
 def assign(
@@ -36,10 +37,13 @@ def assign(
             is_byte = tensor.element_size() == 1
             cast[name] = tensor.view(torch.uint8) if is_byte else tensor.float()
         else:
-            cast[name] = _cast(name, tensor, dtype)
+            cast[name] = _cast(name, tensor, dtype, source)
     place(model, cast, source, what)
 
 
-def _cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype | None, source: str) -> Tensor:
     keeps = dtype is None or tensor.ndim < 2 or name.endswith("modulation")
-    return tensor if keeps or not tensor.is_floating_point() else tensor.to(dtype)
+    if keeps or not tensor.is_floating_point() or tensor.dtype == dtype:
+        return tensor
+    fault_in([tensor], source)
+    return tensor.to(dtype)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, LightX2VError
+from .headers import gigabytes
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -16,8 +21,8 @@ def replacing(target: Path, nbytes: int) -> Iterator[Path]:
     Raises CheckpointError, with `nbytes` as what is needed, when the disk does not take it.
     """
     part = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield part
         part.replace(target)
     except OSError as error:
@@ -25,7 +30,28 @@ def replacing(target: Path, nbytes: int) -> Iterator[Path]:
         reason = error.strerror or f"the disk took only a part: {error}"
         raise CheckpointError(
             f"{target} could not be written ({reason}); it needs "
-            f"{nbytes / 1e9:.1f} GB: free some disk space or choose another folder"
+            f"{gigabytes(nbytes)}: free some disk space or choose another folder"
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_somewhere(write: Callable[[Path], object], path: Path) -> Path:
+    """`write(path)`, and where that fails under the same name in the system's folder for temporary
+    files, so that what took an hour is not lost to a full disk. Returns where it is.
+
+    Raises the error of the first attempt, which says why and what to do, when both fail.
+    """
+    try:
+        write(path)
+        return path
+    except LightX2VError as error:
+        first = error
+    other = Path(tempfile.gettempdir()) / "lightx2v" / path.name
+    try:
+        write(other)
+    except LightX2VError:
+        raise first from None
+    log.warning("%s; it is kept as %s", first, other)
+    return other

@@ -120,6 +120,24 @@ def read_lora(path: str | Path) -> LoraFile:
     return LoraFile(name, pairs, differences, unknown, source, checkpoint.metadata)
 
 
+def outline(checkpoint: Checkpoint) -> LoraFile:
+    """Names and shapes alone, on ``meta``: of any file, without a check and without scales."""
+    shapes = {
+        part: torch.empty(checkpoint.headers[stored].shape, device="meta")
+        for stored in checkpoint.headers
+        if (part := parse(stored)) is not None
+    }
+    pairs = {}
+    for part, up in shapes.items():
+        down = shapes.get(Part(part.stem, "down"))
+        if part.role == "up" and down is not None and up.ndim == down.ndim >= 2:
+            shape = (up.shape[0], *down.shape[1:]) if down.ndim > 2 else None
+            pairs[part.stem] = Pair(up.flatten(1), down.flatten(1), shape=shape)
+    differences = {(p.stem, p.leaf): t for p, t in shapes.items() if p.role == "difference"}
+    named = {"path": checkpoint.path, "metadata": checkpoint.metadata}
+    return LoraFile(checkpoint.name, pairs, differences, **named)
+
+
 def _refuse_other_adapters(checkpoint: Checkpoint) -> None:
     for mark, kind in OTHER_ADAPTERS:
         found = next((name for name in checkpoint.headers if mark.search(name)), None)

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.writing import replacing, write_somewhere
 from ..datatypes import VideoSize
 from ..wan.vae import OnChunk, WanVae, denormalise
 from .plan import WORKSPACE_BYTES, vae_bytes
@@ -126,10 +127,23 @@ def _first_that_fits(
 
 
 def save_latent(latent_BCTHW: Tensor, path: Path) -> Path:
-    """The raw mean in the form that ComfyUI's LoadLatent reads."""
-    from safetensors.torch import save_file
+    """`save_raw_latent` of a normalised latent."""
+    return save_raw_latent(denormalise(latent_BCTHW), path)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    raw = denormalise(latent_BCTHW.detach()).cpu().contiguous()
-    save_file({"latent_tensor": raw, "latent_format_version_0": torch.tensor([])}, path)
-    return path
+
+def save_raw_latent(raw_BCTHW: Tensor, path: Path) -> Path:
+    """The raw mean in the form that ComfyUI's LoadLatent reads, whole or not at all.
+
+    In the folder for temporary files where `path` cannot be written; the place is returned. Raises
+    CheckpointError where neither takes it.
+    """
+    from safetensors.torch import save
+
+    raw = raw_BCTHW.detach().cpu().contiguous()
+    data = save({"latent_tensor": raw, "latent_format_version_0": torch.tensor([])})
+
+    def write(target: Path) -> None:
+        with replacing(target, len(data)) as part:
+            part.write_bytes(data)
+
+    return write_somewhere(write, path)

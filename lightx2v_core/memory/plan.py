@@ -110,23 +110,34 @@ def place_within(engine: Residency, device: torch.device, room: float | None, jo
                 f"{job.activations / GB:.1f} GB of activations) and {max(room, 0) / GB:.1f} GB may "
                 f"be used; {job.advice or 'free memory on the card, or allow more of it'}"
             )
-    try:
-        engine.place(device, budget)
-    except torch.cuda.OutOfMemoryError as error:
-        if budget is None or engine.least_bytes > LESS_SHARE * budget:
-            engine.release()
-            raise
-        log.warning("out of memory while loading (%s); once more with fewer blocks", error)
-    else:
-        budget = None
-    if budget is not None:
-        engine.release()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-        engine.place(device, LESS_SHARE * budget)
+    place_or_less(engine, device, budget)
     line = f"{job.what}: {engine.describe()}, {job.activations / GB:.2f} GB activations"
     log.info("%s", line)
     return line
+
+
+def place_or_less(engine: Residency, device: torch.device, budget: float | None) -> None:
+    """`engine.place`, and once more with fewer blocks where memory runs out in it.
+
+    Raises the out-of-memory error of the second time, with nothing left behind on the card.
+    """
+    wanted = engine.total_bytes if budget is None else min(budget, engine.total_bytes)
+    less = max(LESS_SHARE * wanted, engine.least_bytes)
+    try:
+        engine.place(device, budget)
+        return
+    except torch.cuda.OutOfMemoryError as error:
+        reason = str(error)
+    # Outside the handler, where what the failed attempt held is gone.
+    engine.release()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    log.warning("out of memory while loading (%s); once more with fewer blocks", reason)
+    try:
+        engine.place(device, less)
+    except torch.cuda.OutOfMemoryError:
+        engine.release()
+        raise
 
 
 def check_ram(needed_bytes: int, what: str) -> None:
@@ -157,7 +168,8 @@ def cheaper(size: VideoSize, fits: Callable[[VideoSize], bool], other: str = "")
         VideoSize(int(size.width * k / 20), int(size.height * k / 20), size.frames).snapped()
         for k in range(19, 3, -1)
     )
-    if (found := next((s for s in smaller if fits(s)), None)) is not None:
+    less = (s for s in smaller if s.width * s.height < size.width * size.height)
+    if (found := next((s for s in less if fits(s)), None)) is not None:
         changes.append(f"{found.width}x{found.height} in place of {size.width}x{size.height}")
     return "; or ".join([*changes, *([other] if other else [])])
 
@@ -165,8 +177,8 @@ def cheaper(size: VideoSize, fits: Callable[[VideoSize], bool], other: str = "")
 def with_one_retry(engine: Residency, action: Callable[[], T], advice: Advice | None = None) -> T:
     """`action`, and once more with fewer blocks on the card when memory runs out in it.
 
-    `action` must give the same result from the start. What runs out a second time is raised as it
-    is, so that a host recognises it, after a line with `advice` in the log.
+    `action` must give the same result from the start. The second time the error is raised as one
+    of the same kind, so that a host recognises it, with `advice` in its message and in the log.
     """
     try:
         return action()
@@ -184,6 +196,7 @@ def with_one_retry(engine: Residency, action: Callable[[], T], advice: Advice | 
     )
     try:
         return action()
-    except torch.cuda.OutOfMemoryError:
-        log.error("out of memory again; %s", advice() if advice else "use a smaller size")
-        raise
+    except torch.cuda.OutOfMemoryError as error:
+        told = f"out of memory again; {advice() if advice else 'use a smaller size'}"
+        log.error("%s", told)
+        raise type(error)(f"{str(error).rstrip()}\n{told}") from error

@@ -64,6 +64,7 @@ class Residency:
         self._homes: dict[Slot, Tensor] = {}
         self._branch_homes: list[tuple[Any, tuple, tuple]] = []
         self._hosts: dict[int, HostBlock] = {}
+        self._in_place: dict[int, HostBlock] = {}  # resident blocks that are computed from a file
         self._ring: Ring | None = None
         self._borrowed: list[Tensor] = []
         self._forgotten: list[Slot] = []
@@ -137,15 +138,26 @@ class Residency:
         else:
             self._stop_streaming()
         self.device, self._buffers = device, buffers
+        mapped = Mapped()
+        HostBlock([s.tensor for s in self._rest], self._files, mapped).check()
         for slot in self._rest:
             self._bring(slot, device)
         self._bring_branches(device)
         for index in self._order[self.resident : wanted]:
-            for slot in self._blocks[index]:
-                self._bring(slot, device)
-            self._hosts.pop(index, None)
+            self._settle(index, device, mapped)
             self.resident += 1
-        self._start_streaming()
+        self._start_streaming(mapped)
+
+    def _settle(self, index: int, device: torch.device, mapped: Mapped) -> None:
+        """Block `index` becomes resident: on a card it is read now, on the CPU whenever it runs."""
+        source = HostBlock([slot.tensor for slot in self._blocks[index]], self._files, mapped)
+        if device.type == "cpu":
+            self._in_place[index] = source
+        else:
+            source.check()
+        for slot in self._blocks[index]:
+            self._bring(slot, device)
+        self._hosts.pop(index, None)
 
     def shrink(self, wanted_bytes: float) -> int:
         """Drop resident blocks, last first, until `wanted_bytes` are free; returns bytes freed."""
@@ -162,10 +174,11 @@ class Residency:
         self._stop_streaming()
         while self.resident > resident:
             self.resident -= 1
+            self._in_place.pop(self._order[self.resident], None)
             for slot in self._blocks[self._order[self.resident]]:
                 self._send_home(slot)
         self._buffers = buffers
-        self._start_streaming()
+        self._start_streaming(Mapped())
         return before - self.loaded_bytes
 
     def release(self, keep_pinned: bool = False) -> None:
@@ -178,6 +191,7 @@ class Residency:
             if linear.branches is placed:
                 linear.branches = home
         self._branch_homes.clear()
+        self._in_place.clear()
         self.device, self.resident = None, 0
         if not keep_pinned:
             self._hosts.clear()
@@ -227,6 +241,8 @@ class Residency:
 
     def enter(self, index: int) -> None:
         """Before block `index` runs. Every block is announced, so that copies begin early."""
+        if index in self._in_place:
+            self._in_place[index].check()
         if self._ring is None:
             return
         streamed = self.streamed
@@ -249,7 +265,7 @@ class Residency:
         if self._ring is not None:
             self._ring.done(index, finished)
 
-    def _start_streaming(self) -> None:
+    def _start_streaming(self, mapped: Mapped) -> None:
         """Buffers at once, so that a card without room says so now; copies at first use."""
         assert self.device is not None
         streamed = self.streamed
@@ -261,7 +277,7 @@ class Residency:
             for _ in range(min(self._buffers, len(streamed)))
         ]
         transport = self._make_transport(self.device)
-        self._choose_pinned(streamed, transport.pins)
+        self._choose_pinned(streamed, mapped, transport.pins)
         self._ring = Ring(transport, {i: self._hosts[i] for i in streamed}, buffers)
 
     def _stop_streaming(self) -> None:
@@ -269,18 +285,16 @@ class Residency:
             self._ring.close()
             self._ring = None
 
-    def _choose_pinned(self, streamed: list[int], pins: bool) -> None:
+    def _choose_pinned(self, streamed: list[int], mapped: Mapped, pins: bool) -> None:
         """Blocks of a mapped file are kept page-locked as far as RAM allows."""
-        mapped = Mapped()
         room = pinnable_bytes() if pins else 0
         for index in streamed:
             tensors = [slot.tensor for slot in self._blocks[index]]
             host = self._hosts.get(index)
             if host is not None and host.pinned is not None and host.is_of(tensors):
                 continue
-            in_file = all(mapped.holds(tensor) for tensor in tensors)
-            host = self._hosts[index] = HostBlock(tensors, self._files, in_file)
-            if in_file and host.layout.nbytes <= room:
+            host = self._hosts[index] = HostBlock(tensors, self._files, mapped)
+            if host.in_file and host.layout.nbytes <= room:
                 host.may_pin = True
                 room -= host.layout.nbytes
 

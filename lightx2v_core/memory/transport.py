@@ -20,7 +20,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from .files import FileStamp
+from ..checkpoint.mapping import fault_in
+from .files import FileStamp, Mapped
 from .ram import pinnable_bytes
 from .slots import Layout
 
@@ -30,17 +31,25 @@ STAGING_BYTES = 64 * 2**20  # each of two
 
 
 class HostBlock:
-    """The tensors of one block off the card. `in_file`: they are views of the mapped `files`."""
+    """The tensors of one block off the card. `mapped` tells which are views of `files`."""
 
     def __init__(
-        self, tensors: Sequence[Tensor], files: Sequence[FileStamp] = (), in_file: bool = False
+        self,
+        tensors: Sequence[Tensor],
+        files: Sequence[FileStamp] = (),
+        mapped: Mapped | None = None,
     ) -> None:
         self.tensors = tuple(tensors)
         self.layout = Layout(tensors)
-        self.in_file = in_file
+        self._of_file = [t for t in tensors if mapped is not None and mapped.holds(t)]
         self.may_pin = False
         self.pinned: Tensor | None = None  # all bytes in the layout's order, page-locked
         self._files = tuple(files)
+
+    @property
+    def in_file(self) -> bool:
+        """Nothing of it takes RAM of its own."""
+        return len(self._of_file) == len(self.tensors) > 0
 
     @property
     def is_locked(self) -> bool:
@@ -52,8 +61,11 @@ class HostBlock:
 
     def check(self) -> None:
         """Raise CheckpointError when what would be read is no longer what was loaded."""
-        for stamp in self._files if self.in_file else ():
+        if not self._of_file or not self._files:
+            return
+        for stamp in self._files:
             stamp.check()
+        fault_in(self._of_file, ", ".join(stamp.path.name for stamp in self._files[:3]))
 
 
 class Transport(Protocol):

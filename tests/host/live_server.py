@@ -54,8 +54,15 @@ class Run:
 
 class Server:
     def __init__(
-        self, host: Path, python: Path, pack: Path, folder: Path, environment: dict[str, str]
+        self,
+        host: Path,
+        python: Path,
+        pack: Path,
+        folder: Path,
+        environment: dict[str, str],
+        flags: tuple[str, ...] = (),
     ) -> None:
+        self.flags = flags
         self.host, self.python, self.pack, self.folder = host, python, pack, folder
         self.environment = {**environment, "OMP_NUM_THREADS": "1"}
         with socket.socket() as probe:
@@ -72,7 +79,7 @@ class Server:
                 *("--port", str(self.port), "--base-directory", self.folder),
                 *("--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_NAME),
                 *("--database-url", "sqlite:///:memory:", "--disable-api-nodes"),
-                *("--preview-method", "latent2rgb"),
+                *("--preview-method", "latent2rgb", *self.flags),
             ],
             cwd=self.host,
             env=self.environment,
@@ -114,6 +121,11 @@ class Server:
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.3)
         raise RuntimeError(f"ComfyUI did not start:\n{self.text()[-3000:]}")
+
+    def anonymous(self) -> int:
+        """RssAnon of the server's process, in bytes."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(text.partition("RssAnon:")[2].split()[0]) * 1024
 
     def text(self) -> str:
         """All the server has logged."""

@@ -172,3 +172,7 @@ def close(actual: torch.Tensor, expected: torch.Tensor, limit: float = 1e-5) -> 
     error = relative(actual, expected)
     assert error <= limit, f"relative error {error:.2e} is above {limit:.0e}"
     return f"{error:.1e}"
+
+
+def applied(model: object, file: str = "small.safetensors", strength: float = 0.7) -> tuple:
+    return run("LightX2VApplyLora", model=model, lora=file, strength=strength)

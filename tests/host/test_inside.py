@@ -13,9 +13,11 @@ HERE = Path(__file__).parent
 
 
 def checks(script: str) -> list[str]:
-    """Names of the functions decorated with @check."""
+    """Names of the functions decorated with @check, also in the modules `..._checks` it imports."""
     tree = ast.parse((HERE / script).read_text("utf-8"))
-    return [
+    imported = [n.names[0].name for n in tree.body if isinstance(n, ast.Import)]
+    registered = [c for name in imported if name.endswith("_checks") for c in checks(f"{name}.py")]
+    return registered + [
         node.name
         for node in tree.body
         if isinstance(node, ast.FunctionDef)
@@ -34,7 +36,7 @@ def test_our_model_and_native_nodes(host, inside, claim):
     expect(result)
 
 
-@pytest.mark.parametrize("claim", checks("inprocess_memory.py") + checks("lora_checks.py"))
+@pytest.mark.parametrize("claim", checks("inprocess_memory.py"))
 def test_our_patcher_lora_and_memory(host, inside, claim):
     result = inside.run(host, "inprocess_memory.py")[claim]
 

@@ -7,6 +7,7 @@ import imageio_ffmpeg
 import pytest
 import torch
 
+from lightx2v_core import media
 from lightx2v_core.errors import CheckpointError, LightX2VError, RequestError
 from lightx2v_core.media import (
     contact_sheet,
@@ -16,6 +17,7 @@ from lightx2v_core.media import (
     to_uint8,
     write_video,
 )
+from lightx2v_core.memory.codec import save_raw_latent
 
 
 def moving_bar(frames: int = 9, height: int = 48, width: int = 64) -> torch.Tensor:
@@ -84,7 +86,7 @@ def test_a_video_without_metadata_reads_as_empty(tmp_path):
     assert read_metadata(tmp_path / "a.mp4") == {}
 
 
-def test_a_full_disk_leaves_nothing_half_written_and_says_so(tmp_path):
+def test_a_full_disk_leaves_nothing_half_written_and_says_so(tmp_path, monkeypatch):
     tiny = tmp_path / "tiny"
     tiny.mkdir()
     mounted = subprocess.run(
@@ -94,15 +96,38 @@ def test_a_full_disk_leaves_nothing_half_written_and_says_so(tmp_path):
     )
     if mounted.returncode:
         pytest.skip("needs the right to mount a small disk")
+    monkeypatch.setattr("tempfile.tempdir", str(tiny))
     try:
         noise = torch.randint(0, 255, (17, 256, 256, 3), dtype=torch.uint8)
 
         with pytest.raises(LightX2VError, match="could not be written .* free some disk space"):
             write_video(noise, tiny / "a.mp4", 16)
 
-        assert list(tiny.iterdir()) == []
+        with pytest.raises(CheckpointError, match="needs .* MB: free some disk space"):
+            save_raw_latent(torch.zeros(1, 16, 5, 16, 16), tiny / "a.latent")
+
+        assert not [path for path in tiny.rglob("*") if path.is_file()]
     finally:
         subprocess.run(["umount", str(tiny)], check=True)
+
+
+@pytest.mark.parametrize("before", [None, b"an older video"])
+def test_a_cancel_while_writing_leaves_what_was_there_and_no_half_video(
+    tmp_path, monkeypatch, before
+):
+    def cancelled(arguments: list[str], _data: bytes) -> bytes:
+        Path(arguments[-1]).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    target = tmp_path / "a.mp4"
+    if before:
+        target.write_bytes(before)
+    monkeypatch.setattr(media, "_ffmpeg", cancelled)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_video(moving_bar(), target, 16)
+
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == ([before] if before else [])
 
 
 def test_a_contact_sheet_has_a_row_per_clip_and_eight_pictures(tmp_path):

@@ -155,16 +155,20 @@ def test_an_image_model_without_a_picture_is_refused(experts):
         experts.generate(request())
 
 
-def test_a_cancel_in_the_middle_leaves_the_pipeline_usable(t2v):
+@pytest.mark.parametrize("stopped", [("text", 1), ("image", 1), ("sampling", 2), ("decode", 1)])
+def test_a_cancel_in_any_stage_leaves_the_pipeline_usable(experts, tmp_path, stopped):
     def cancel(stage: str, done: int, total: int) -> None:
-        if (stage, done) == ("sampling", 2):
+        if (stage, done) == stopped:
             raise KeyboardInterrupt
 
-    expected = t2v.generate(request()).frames
+    asked = request(image=torch.zeros(3, 16, 32))
+    expected = experts.generate(asked).frames
     with pytest.raises(KeyboardInterrupt):
-        t2v.generate(request(), cancel)
+        experts.generate(asked, cancel, tmp_path / "a.latent")
 
-    assert torch.equal(t2v.generate(request()).frames, expected)
+    assert all(expert.residency.device is None for expert in experts.experts)
+    assert torch.equal(experts.generate(asked).frames, expected)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_text_encoder_of_another_width_is_refused(models, tmp_path):
@@ -304,6 +308,22 @@ def test_the_command_line_writes_a_video_that_says_how_it_was_made(models, tmp_p
     assert (metadata["prompt"], metadata["seed"]) == ("a red circle", 3)
     assert "sigma 1.0000 → 0.9375" in metadata["plan"]
     assert sheet.is_file()
+
+
+def test_a_video_that_its_folder_does_not_take_is_kept_elsewhere_and_named(
+    models, tmp_path, capsys, caplog, monkeypatch
+):
+    (tmp_path / "blocked").write_text("a file where a folder should be")
+    output = tmp_path / "blocked" / "a.mp4"
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+
+    code = main(generate_arguments(models, output))
+
+    kept = tmp_path / "temporary" / "lightx2v" / "a.mp4"
+    assert code == 0 and read_metadata(kept)["seed"] == 3
+    assert f"{kept}: 5 frames" in capsys.readouterr().out
+    assert "a.mp4 could not be written ([Errno" in caplog.text
+    assert f"it is kept as {kept}" in caplog.text
 
 
 def test_a_dry_run_prints_the_plan_and_makes_nothing(models, tmp_path, capsys):

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.memory import rss_anon
 from lightx2v_core.checkpoint.mapping import MappedFile
+from lightx2v_core.checkpoint.source import open_checkpoint
 from lightx2v_core.errors import CheckpointError
 
 
@@ -56,3 +58,27 @@ def test_what_cannot_be_mapped_is_said(tmp_path: Path) -> None:
     for name in ("empty", "absent"):
         with pytest.raises(CheckpointError, match=f"{name} cannot be mapped into memory"):
             MappedFile(tmp_path / name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
+def test_a_pickle_is_mapped_and_one_that_cannot_be_is_told_to_come_as_safetensors(tmp_path):
+    """PyTorch maps it with a reservation: a file larger than RAM and swap is refused by Linux with
+    the same error as one beyond the limit of address space."""
+    import resource
+
+    path = tmp_path / "model.pt"
+    torch.save({"a.weight": torch.zeros(2**25)}, path)
+    open_checkpoint(path)
+    before, unlimited = rss_anon(), resource.getrlimit(resource.RLIMIT_AS)
+    opened = open_checkpoint(path)
+    held = rss_anon() - before
+    sizes = Path("/proc/self/status").read_text().partition("VmSize:")[2].split()
+    resource.setrlimit(resource.RLIMIT_AS, (int(sizes[0]) * 1024 + 2**25, unlimited[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"model.pt is larger .* the safetensors form"):
+            open_checkpoint(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, unlimited)
+
+    assert opened.headers["a.weight"].shape == (2**25,)
+    assert held < 2**22, "128 MB of weights stay in their file"

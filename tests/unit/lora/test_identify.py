@@ -7,11 +7,13 @@ from functools import cache
 import pytest
 import torch
 
+from lightx2v_core.checkpoint.source import Checkpoint, open_checkpoint
 from lightx2v_core.errors import CheckpointError
 from lightx2v_core.lora.branches import weight_shapes
 from lightx2v_core.lora.identify import identify
 from lightx2v_core.lora.match import match_lora
 from lightx2v_core.lora.read import read_lora
+from lightx2v_core.report import make_report
 from lightx2v_core.wan.model import WanModel
 from tests.conftest import VARIANTS
 from tests.unit.lora.samples import pair, written
@@ -138,3 +140,33 @@ def test_the_line_of_the_published_kind_reads_as_documented(tmp_path):
         "lora.safetensors: matched 2/4, rank 4/64, alpha 8, effective strength 1 x 0.125/1; "
         "ignored 2 image-embedding layers this model does not have: harmless"
     )
+
+
+@pytest.mark.parametrize(("folder", "file", "expert", "task"), NAMES)
+def test_inspect_says_of_a_lora_what_apply_goes_by_and_reads_no_weights(
+    tmp_path, monkeypatch, folder, file, expert, task
+):
+    tensors = pair("blocks.0.self_attn.q", 5120, 5120, rank=3)
+    path = written(tmp_path / "x" / folder, tensors, f"{file}.safetensors")
+    monkeypatch.setattr(Checkpoint, "tensors", None)
+
+    report = make_report(open_checkpoint(path))
+
+    info, text = report.info, "\n".join(report.lines())
+    assert info.expert == expert
+    assert task is None or info.task == task
+    assert (info.size, info.layout) == ("14B", "comfy")
+    assert "1 pairs of rank 3" in text
+    assert expert is None or f"{expert} noise" in text
+
+
+def test_inspect_names_no_expert_where_the_name_and_the_title_inside_disagree(tmp_path):
+    tensors = pair("blocks.0.self_attn.q") | {
+        "diffusion_model.patch_embedding.diff": torch.ones(256, 36, 1, 2, 2)
+    }
+    file = "wan2.2_i2v_A14b_high_noise_lora_rank64_mine.safetensors"
+    path = written(tmp_path / "x", tensors, file, ss_output_name="wan2.2_low_noise")
+
+    info = make_report(open_checkpoint(path)).info
+
+    assert (info.expert, info.task) == (identify(read_lora(path)).expert, "i2v") == (None, "i2v")

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 from dataclasses import replace
 
 import pytest
 from safetensors.torch import save_file
 
 from lightx2v_core.assemble import Parts
+from lightx2v_core.checkpoint.mapping import POPULATE_READ
 from lightx2v_core.wan.model import WanModel
 from lightx2v_core.wan.vae import VaeConfig, WanVae
 from tests.conftest import VARIANTS, fill
 from tests.unit.text.samples import official_tensors, spiece_tensor
+
+
+def _populates() -> bool:
+    """Whether this system reads mapped pages on request and reports the ones it cannot read."""
+    if sys.platform != "linux":
+        return False
+    try:
+        mmap.mmap(-1, mmap.PAGESIZE).madvise(POPULATE_READ)
+    except OSError:
+        return False
+    return True
+
+
+needs_populate = pytest.mark.skipif(
+    not _populates(), reason="needs Linux 5.14, which reports pages that cannot be read"
+)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from lightx2v_core import assemble, pipeline
 from lightx2v_core.assemble import Parts
+from lightx2v_core.checkpoint.source import open_checkpoint
 from lightx2v_core.datatypes import VideoSize
 from lightx2v_core.errors import CapabilityError, CheckpointError
 from lightx2v_core.memory import residency
@@ -22,7 +24,8 @@ from lightx2v_core.memory.plan import WORKSPACE_BYTES
 from lightx2v_core.pipeline import GenerateRequest, Pipeline
 from lightx2v_core.wan.model import WanModel
 from lightx2v_core.wan.vae import WanVae, normalise
-from tests.conftest import VARIANTS, fill
+from tests.conftest import VARIANTS, fill, tiny_inputs
+from tests.unit.memory.conftest import needs_populate
 
 CPU = torch.device("cpu")
 REQUEST = GenerateRequest("a red circle", size=VideoSize(32, 16, 5), seed=3)
@@ -145,6 +148,25 @@ def test_when_no_tile_fits_the_latent_is_kept_and_named(parts, expected, tmp_pat
     assert (again.int() - expected.int()).abs().max() <= 1
 
 
+@pytest.mark.parametrize("other_disk_is_full", [False, True])
+def test_a_latent_on_a_full_disk_goes_elsewhere_or_the_message_says_that_it_is_lost(
+    parts, tmp_path, monkeypatch, other_disk_is_full
+):
+    (tmp_path / "blocked").write_text("a file where a folder should be")
+    other = tmp_path / ("blocked" if other_disk_is_full else "temporary")
+    monkeypatch.setattr("tempfile.tempdir", str(other))
+    monkeypatch.setattr(WanVae, "decode", fail_once(WanVae.decode, at=1, times=9))
+    words = r"latent of this run is lost: .*a\.latent could not be written"
+    kept = other / "lightx2v" / "a.latent"
+
+    with pytest.raises(
+        CapabilityError, match=words if other_disk_is_full else f"saved as {kept}: ComfyUI"
+    ):
+        Pipeline(parts, CPU).generate(REQUEST, rescue=tmp_path / "blocked" / "a.latent")
+
+    assert kept.is_file() is not other_disk_is_full
+
+
 def test_too_little_ram_for_a_cast_is_refused_before_the_file_is_read(parts, monkeypatch):
     monkeypatch.setattr("lightx2v_core.memory.plan.available_bytes", lambda: 10**6)
 
@@ -163,6 +185,38 @@ def test_a_file_replaced_between_two_runs_is_named(parts, tmp_path):
 
     with pytest.raises(CheckpointError, match=r"model.safetensors was changed on disk"):
         made.generate(REQUEST)
+
+
+@needs_populate
+@pytest.mark.parametrize("blocks", [0, 9], ids=["streamed", "in place"])
+def test_a_file_cut_short_between_two_blocks_is_named_and_the_process_lives(tmp_path, blocks):
+    """To touch what is gone would end the process with SIGBUS."""
+    config = replace(VARIANTS["t2v"], num_layers=4)
+    file = tmp_path / "model.safetensors"
+    save_file(fill(WanModel(config)).state_dict(), file)
+    loaded = assemble.load_transformer(file, torch.float32)
+    engine, model = loaded.residency, loaded.model
+    engine.place("cpu", engine.card_bytes(0) + sum(engine.block_bytes[:blocks]))
+    model.blocks[1].register_forward_hook(lambda *_: os.truncate(file, 10_000))
+    entries = tiny_inputs(config)
+
+    with pytest.raises(CheckpointError, match=r"model.safetensors was changed on disk"):
+        model(*entries.values())
+
+    assert engine.resident == (4 if blocks else 0)
+
+
+@needs_populate
+def test_a_file_cut_short_while_its_weights_are_cast_is_a_sentence(tmp_path):
+    file = tmp_path / "model.safetensors"
+    weights = {k: v.bfloat16() for k, v in fill(WanModel(VARIANTS["t2v"])).state_dict().items()}
+    save_file(weights, file)
+    opened = open_checkpoint(file)
+    opened.tensors({name: name for name in list(opened.headers)[:1]})
+    os.truncate(file, 100_000)
+
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read \(Bad address"):
+        assemble.load_transformer(opened, torch.float32)
 
 
 def anonymous_bytes() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import random
 import threading
 import time
@@ -14,13 +16,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightx2v_core.checkpoint.mapping import MappedFile
 from lightx2v_core.errors import CheckpointError
 from lightx2v_core.memory import transport as transport_module
-from lightx2v_core.memory.files import stamps
+from lightx2v_core.memory.files import FileStamp, Mapped, stamps
 from lightx2v_core.memory.ring import Ring
 from lightx2v_core.memory.transport import CudaTransport, HostBlock
+from tests.unit.memory.conftest import needs_populate
 
 STREAMED = (1, 3, 4, 6, 7)
+PAGE = mmap.PAGESIZE
 
 
 class Event:
@@ -240,17 +245,48 @@ def test_no_more_is_page_locked_than_there_is_room_for(caplog):
     ring.close()
 
 
+def mapped_blocks(file: Path) -> dict[int, HostBlock]:
+    """Two blocks of four pages each, views of a new file."""
+    file.write_bytes(bytes(8 * PAGE))
+    views = MappedFile(file)
+    return {
+        i: HostBlock(
+            [views.tensor(4 * i * PAGE, torch.uint8, (4 * PAGE,))], stamps([file]), Mapped()
+        )
+        for i in (0, 1)
+    }
+
+
 def test_a_file_changed_under_a_streamed_block_is_raised_where_the_block_runs(tmp_path: Path):
     file = tmp_path / "w.safetensors"
-    file.write_bytes(b"12345678")
-    blocks = {i: HostBlock([torch.ones(4)], stamps([file]), in_file=True) for i in (0, 1)}
+    blocks = mapped_blocks(file)
     transport = CudaTransport(Card(), room=lambda: 0)
-    ring = Ring(transport, blocks, [torch.zeros(1024, dtype=torch.uint8)])
+    ring = Ring(transport, blocks, [torch.zeros(4 * PAGE, dtype=torch.uint8)])
     ring.acquire(0)
     file.write_bytes(b"1")
     ring.done(0)
 
     with pytest.raises(CheckpointError, match="w.safetensors was changed on disk"):
+        ring.acquire(1)
+
+    ring.close()
+
+
+@needs_populate
+def test_a_page_that_the_disk_does_not_give_is_a_sentence_and_not_the_end(tmp_path, monkeypatch):
+    """As after a failed read: to the process a page that is not there looks the same. The stamp,
+    which would name a file cut short, is blinded."""
+    file = tmp_path / "w.safetensors"
+    blocks = mapped_blocks(file)
+    monkeypatch.setattr(FileStamp, "check", lambda stamp: None)
+    ring = Ring(
+        CudaTransport(Card(), room=lambda: 0), blocks, [torch.zeros(4 * PAGE, dtype=torch.uint8)]
+    )
+    ring.acquire(0)
+    os.truncate(file, 5 * PAGE)
+    ring.done(0)
+
+    with pytest.raises(CheckpointError, match=r"w.safetensors cannot be read \(Bad address"):
         ring.acquire(1)
 
     ring.close()
