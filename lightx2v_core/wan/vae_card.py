@@ -28,6 +28,7 @@ from .vae_layers import (
     halve_time,
 )
 
+PICTURE = 3  # channels
 MULTIPLE = 8  # of channels, which 16-bit tensor cores read together
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -96,7 +97,8 @@ class CardLayers:
         after: nn.Module | None,
         stream: Stream,
     ) -> tuple[Tensor, Ready | None]:
-        norm1, _, conv1, norm2, _, _, conv2 = block.residual
+        norm1, conv1 = _norm_and_conv(block.residual[:3])
+        norm2, conv2 = _norm_and_conv(block.residual[3:])
         if ready is None:
             ready = self._activate(x, Between(), norm1, conv1, stream)
         sums = self._convolve(ready, stream)
@@ -120,7 +122,7 @@ class CardLayers:
         return o.unflatten(0, (B, T))
 
     def _downsample(self, layer: Downsample, x: Tensor, stream: Stream) -> Tensor:
-        B, conv = x.shape[0], layer.resample[1]
+        B, conv = x.shape[0], _conv2d(layer.resample)
         padded = F.pad(x.flatten(0, 1), (0, 0, 0, 1, 0, 1)).permute(0, 3, 1, 2)
         y = F.conv2d(padded, self._weight(conv), conv.bias, stride=2)
         y = y.unflatten(0, (B, -1)).transpose(1, 2)
@@ -137,7 +139,7 @@ class CardLayers:
         """
         if layer.time_conv is not None:
             x = self._double_time(layer.time_conv, x, stream)
-        conv = layer.resample[1]
+        conv = _conv2d(layer.resample)
         small = x.flatten(0, 1).permute(0, 3, 1, 2)
         sums = F.conv2d(small, self._phases(conv), padding=1).permute(0, 2, 3, 1).contiguous()
         return self._finish(
@@ -153,17 +155,15 @@ class CardLayers:
             return head
         ready = self._buffer(conv, x, x.shape[-1], stream)
         ready.frames[:, PAST:] = x
-        pairs = self._convolve(ready, stream)
-        pairs += conv.bias
+        pairs = _plus(self._convolve(ready, stream), conv.bias)
         doubled = pairs.unflatten(-1, (2, -1)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
         return doubled.contiguous() if head is None else torch.cat([head, doubled], dim=1)
 
     def _head(self, head: nn.Module, x: Tensor, ready: Ready | None, stream: Stream) -> Tensor:
-        assert isinstance(head, nn.Sequential), "a head is norm, SiLU and convolution"
-        norm, _, conv = head
+        norm, conv = _norm_and_conv(head)
         if ready is None:
             ready = self._activate(x, Between(), norm, conv, stream)
-        return self._convolve(ready, stream)[..., : conv.out_channels] + conv.bias
+        return _plus(self._convolve(ready, stream)[..., : conv.out_channels], conv.bias)
 
     def _finish(
         self,
@@ -181,13 +181,12 @@ class CardLayers:
         else:
             total = sums
         between = Between(bias, residual, total)
-        if isinstance(after, ResidualBlock):
-            norm, conv = after.residual[0], after.residual[2]
-        elif isinstance(after, nn.Sequential):
-            norm, _, conv = after
-        else:
+        if not isinstance(after, ResidualBlock | nn.Sequential):
             self._pass(sums, between, phases)
             return total, None
+        norm, conv = _norm_and_conv(
+            after.residual[:3] if isinstance(after, ResidualBlock) else after
+        )
         return total, self._activate(sums, between, norm, conv, stream, phases)
 
     def _activate(
@@ -206,7 +205,7 @@ class CardLayers:
         return ready
 
     def _pass(self, sums: Tensor, between: Between, phases: bool) -> None:
-        """Clip by clip: behind its past a clip's frames follow each other, the next one's do not."""
+        """Clip by clip: in a buffer, the past of the next clip lies between their frames."""
         names = ("residual", "total", "activated")
         for clip, of_clip in enumerate(sums):
             given = {name: getattr(between, name) for name in names}
@@ -268,7 +267,23 @@ class CardLayers:
         return self._weights[conv]
 
 
-PICTURE = 3  # channels
+def _norm_and_conv(layers: nn.Module) -> tuple[RMSNorm, CausalConv3d]:
+    """Of a head, and of either half of a residual block."""
+    assert isinstance(layers, nn.Sequential), "layers of this kind lie in a sequence"
+    norm, conv = layers[0], layers[-1]
+    assert isinstance(norm, RMSNorm), "a norm comes first"
+    assert isinstance(conv, CausalConv3d), "a convolution comes last"
+    return norm, conv
+
+
+def _conv2d(resample: nn.Sequential) -> nn.Conv2d:
+    conv = resample[1]
+    assert isinstance(conv, nn.Conv2d), "padding or doubling, then a convolution"
+    return conv
+
+
+def _plus(sums: Tensor, bias: Tensor | None) -> Tensor:
+    return sums if bias is None else sums + bias
 
 
 def _channels_last(weight: Tensor) -> Tensor:

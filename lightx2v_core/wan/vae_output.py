@@ -45,7 +45,9 @@ class Collector:
         with torch.cuda.stream(self._stream):
             staged.copy_(piece, non_blocking=True)
         piece.record_stream(self._stream)
-        self._flying.append((self._stream.record_event(), staged, place))
+        arrived = torch.cuda.Event()
+        arrived.record(self._stream)
+        self._flying.append((arrived, staged, place))
 
     def _land(self) -> None:
         arrived, staged, place = self._flying.pop(0)
