@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from typing import Any
 
 import torch
 import triton
@@ -84,8 +85,9 @@ def fused(sums: Tensor, between: Between, phases: bool = False) -> None:
     assert all(t.is_contiguous() for t in given), "the kernel addresses pixels one after another"
     block = triton.next_power_of_2(channels)
     rows = max(ELEMENTS // block, 1)
+    kernel: Any = _between
     with torch.cuda.device_of(sums):
-        _between[(triton.cdiv(pixels, rows),)](
+        kernel[(triton.cdiv(pixels, rows),)](
             *(sums if t is None else t for t in (sums, bias, residual, total, gain, activated)),
             pixels,
             height,
