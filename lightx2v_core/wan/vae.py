@@ -84,6 +84,8 @@ class WanVae(nn.Module):
     one chunk, `vae.decoder(vae.conv2(raw), Stream())` its pixels before clamping.
     """
 
+    plain_layers = False  # also on cards that the faster ones are for, to compare
+
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         self.config = config
@@ -158,8 +160,8 @@ class WanVae(nn.Module):
     ) -> Iterator[Piece]:
         """All stages at `latents` latent frames at once, the small ones on a card at more."""
         stages, weight = half.stages(), self.conv1.weight
-        trains = torch.is_grad_enabled() and weight.requires_grad
-        if trains or vae_card.blocked_by(describe_card(weight.device), weight.dtype):
+        plain = self.plain_layers or (torch.is_grad_enabled() and weight.requires_grad)
+        if plain or vae_card.blocked_by(describe_card(weight.device), weight.dtype):
             limits = [stage.frames * latents for stage in stages]
             return through(stages, pieces, limits, run_layers, Stream())
         run = vae_card.CardLayers(select_pass(weight.device))
