@@ -181,15 +181,19 @@ def open_peer(
     kind, _, path = name.partition("=")
     if kind != "comfyui" or not path:
         raise SystemExit(f"--peer {name} is unknown; use comfyui=PATH or diffusers")
-    theirs = comfyui_vae(Path(path), config).to(device, dtype)
+    theirs = comfyui_vae(Path(path), config, device).to(device, dtype)
     theirs.load_state_dict(weights)
     return Peer(kind, comfyui_version(Path(path)), theirs.encode, theirs.decode)
 
 
-def comfyui_vae(path: Path, config: VaeConfig) -> nn.Module:
+def comfyui_vae(path: Path, config: VaeConfig, device: torch.device) -> nn.Module:
     """ComfyUI's own module, as its loader builds it."""
     sys.path.insert(0, str(path))
-    arguments, sys.argv = sys.argv, sys.argv[:1]
+    arguments = sys.argv
+    sys.argv = [arguments[0], *(["--cpu"] if device.type == "cpu" else [])]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
     import comfy.ldm.wan.vae as peer
 
     sys.argv = arguments

@@ -44,12 +44,26 @@ def blocked_by(card: Card, dtype: torch.dtype) -> str | None:
     return None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Ready:
-    """The input of `conv` with its past in front, BTHWC, filled by the pass before."""
+    """The input of `conv` with its past in front, BTHWC, filled by the pass before.
+
+    Whoever takes it holds it alone, so that its memory is free as soon as it was read.
+    """
 
     conv: CausalConv3d
-    frames: Tensor
+    frames: Tensor | None
+
+    @property
+    def body(self) -> Tensor:
+        """The frames behind the past."""
+        assert self.frames is not None, "filled before it is taken"
+        return self.frames[:, PAST:]
+
+    def take(self) -> Tensor:
+        frames, self.frames = self.frames, None
+        assert frames is not None, "an input is read once"
+        return frames
 
 
 class CardLayers:
@@ -84,8 +98,8 @@ class CardLayers:
         """The opening convolution, whose few channels are filled up with zeros."""
         channels = -(-x.shape[-1] // MULTIPLE) * MULTIPLE
         ready = self._buffer(conv, x, channels, stream)
-        ready.frames[:, PAST:, ..., x.shape[-1] :] = 0.0
-        ready.frames[:, PAST:, ..., : x.shape[-1]] = x
+        ready.body[..., x.shape[-1] :] = 0.0
+        ready.body[..., : x.shape[-1]] = x
         sums = self._convolve(ready, stream)
         return self._finish(sums, conv.bias, None, after, stream)
 
@@ -101,8 +115,8 @@ class CardLayers:
         norm2, conv2 = _norm_and_conv(block.residual[3:])
         if ready is None:
             ready = self._activate(x, Between(), norm1, conv1, stream)
-        sums = self._convolve(ready, stream)
-        ready = self._activate(sums, Between(conv1.bias), norm2, conv2, stream)
+        between = Between(conv1.bias)
+        ready = self._activate(self._convolve(ready, stream), between, norm2, conv2, stream)
         sums = self._convolve(ready, stream)
         short = block.shortcut
         if isinstance(short, nn.Conv3d):
@@ -154,7 +168,7 @@ class CardLayers:
             assert head is not None, "a chunk has frames"
             return head
         ready = self._buffer(conv, x, x.shape[-1], stream)
-        ready.frames[:, PAST:] = x
+        ready.body.copy_(x)
         pairs = _plus(self._convolve(ready, stream), conv.bias)
         doubled = pairs.unflatten(-1, (2, -1)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
         return doubled.contiguous() if head is None else torch.cat([head, doubled], dim=1)
@@ -200,7 +214,7 @@ class CardLayers:
     ) -> Ready:
         like = sums if between.total is None else between.total
         ready = self._buffer(conv, like, like.shape[-1], stream)
-        between = between._replace(gain=norm.gamma.flatten(), activated=ready.frames[:, PAST:])
+        between = between._replace(gain=norm.gamma.flatten(), activated=ready.body)
         self._pass(sums, between, phases)
         return ready
 
@@ -225,7 +239,7 @@ class CardLayers:
 
     def _convolve(self, ready: Ready, stream: Stream) -> Tensor:
         """The sums without bias, BTHWC, of as many channels as the weight was filled up to."""
-        conv, frames = ready.conv, ready.frames
+        conv, frames = ready.conv, ready.take()
         past, last = stream.past(conv), frames[:, -PAST:]
         if past is None:
             stream.set_past(conv, last.clone())

@@ -8,7 +8,6 @@ in it changes any more, and passes the rest on as one frame that stays. Nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from .vae_layers import Downsample, Stage, Stream, lookback
 Run = Callable[[tuple[nn.Module, ...], Tensor, Stream], Tensor]
 
 SHORTEST_STILL = 8  # frames; a shorter stretch is computed like any other
+COMPARED = 16  # frames at once
 
 
 class Piece(NamedTuple):
@@ -34,11 +34,31 @@ class Piece(NamedTuple):
 
 def find_stills(frames_BCFHW: Tensor) -> list[tuple[int, int]]:
     """Where frames are equal, bit for bit, to the one before: (first of them, behind the last)."""
-    equal = [torch.equal(a, b) for a, b in pairwise(frames_BCFHW.unbind(2))]
-    starts = [i for i, same in enumerate(equal) if same and (i == 0 or not equal[i - 1])]
-    stops = [next((j for j in range(i, len(equal)) if not equal[j]), len(equal)) for i in starts]
-    stills = [(start, stop + 1) for start, stop in zip(starts, stops, strict=True)]
-    return [(start, stop) for start, stop in stills if stop - start >= SHORTEST_STILL]
+    first_rows = _equal_to_next(frames_BCFHW[..., :1, :])
+    stills = []
+    for start, stop in _runs(first_rows):
+        equal = [
+            same
+            for at in range(start, stop - 1, COMPARED)
+            for same in _equal_to_next(frames_BCFHW[:, :, at : min(at + COMPARED + 1, stop)])
+        ]
+        stills += [(start + a, start + b) for a, b in _runs(equal)]
+    return stills
+
+
+def _equal_to_next(frames_BCFHW: Tensor) -> list[bool]:
+    equal = frames_BCFHW[:, :, 1:] == frames_BCFHW[:, :, :-1]
+    return equal.flatten(3).all(dim=3).flatten(0, 1).all(dim=0).tolist()
+
+
+def _runs(equal: list[bool]) -> list[tuple[int, int]]:
+    """Stretches of equal frames that are worth it, from whether each is equal to the next."""
+    runs, start = [], 0
+    for frame, same in enumerate([*equal, False]):
+        if not same:
+            runs.append((start, frame + 1))
+            start = frame + 1
+    return [(start, stop) for start, stop in runs if stop - start >= SHORTEST_STILL]
 
 
 def cut(chunks: Iterable[tuple[int, int]], stills: list[tuple[int, int]]) -> Iterator[slice]:
