@@ -7,7 +7,7 @@ its memory does not depend on the length.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -54,21 +54,22 @@ class Codec(Protocol):
     def decode(self) -> Run: ...
 
 
-def latents_at_once(vae: object, size: VideoSize, room: float | None) -> int:
-    """The most latent frames that the count says fit into `room` at once; 0 where not even one.
+def latents_at_once(
+    vae: object, size: VideoSize, room: float | None, choices: Sequence[int] | None = None
+) -> int:
+    """The first of `choices` of latent frames that the count says fit into `room`; 0 where none.
 
-    1 where nothing can be counted, and off CUDA cards, where more at once is no faster.
+    Without choices: CHUNKS on CUDA cards, 1 elsewhere, where more at once is no faster. 1 where
+    nothing can be counted.
     """
     if room is None or not isinstance(vae, WanVae):
         return 1
-    width = max(vae.config.encoder_dim, vae.config.decoder_dim)
-    weight = vae.conv1.weight
-
-    def fits(latents: int) -> bool:
+    width, weight = max(vae.config.encoder_dim, vae.config.decoder_dim), vae.conv1.weight
+    for latents in choices or (CHUNKS if weight.is_cuda else CHUNKS[-1:]):
         needed = vae_bytes(width, size, weight.dtype.itemsize, latents)
-        return needed + WORKSPACE_BYTES <= room
-
-    return next((n for n in (CHUNKS if weight.is_cuda else (1,)) if fits(n)), 0)
+        if needed + WORKSPACE_BYTES <= room:
+            return latents
+    return 0
 
 
 def decode_anyhow(

@@ -119,7 +119,8 @@ class WanVae(nn.Module):
                     yield Piece(pixels_BCFHW[:, :, frames].to(weight))
 
         done, at = 0, 0
-        for piece in self._through(self.encoder, pieces(), latents_per_chunk):
+        learns = pixels_BCFHW.requires_grad
+        for piece in self._through(self.encoder, pieces(), latents_per_chunk, learns):
             moments = self.conv1(piece.frames)
             raw_BCTHW[:, :, at : at + piece.length] = moments[:, : self.config.z_dim]
             at += piece.length
@@ -148,7 +149,8 @@ class WanVae(nn.Module):
                 yield Piece(self.conv2(raw_BCTHW[:, :, start:stop].to(self.conv2.weight)))
 
         done = 0
-        for piece in self._through(self.decoder, pieces(), latents_per_chunk):
+        learns = latent_BCTHW.requires_grad
+        for piece in self._through(self.decoder, pieces(), latents_per_chunk, learns):
             pixels.put(piece.frames.clamp(-1.0, 1.0))
             while done < len(chunks) and first_frame(chunks[done][1]) <= pixels.filled:
                 done += 1
@@ -156,12 +158,16 @@ class WanVae(nn.Module):
         return pixels.finish()
 
     def _through(
-        self, half: Encoder | Decoder, pieces: Iterable[Piece], latents: int
+        self, half: Encoder | Decoder, pieces: Iterable[Piece], latents: int, learns: bool
     ) -> Iterator[Piece]:
         """All stages at `latents` latent frames at once, the small ones on a card at more."""
         stages, weight = half.stages(), self.conv1.weight
-        plain = self.plain_layers or (torch.is_grad_enabled() and weight.requires_grad)
-        if plain or vae_card.blocked_by(describe_card(weight.device), weight.dtype):
+        learns = torch.is_grad_enabled() and (learns or weight.requires_grad)
+        if (
+            learns
+            or self.plain_layers
+            or vae_card.blocked_by(describe_card(weight.device), weight.dtype)
+        ):
             limits = [stage.frames * latents for stage in stages]
             return through(stages, pieces, limits, run_layers, Stream())
         run = vae_card.CardLayers(select_pass(weight.device))

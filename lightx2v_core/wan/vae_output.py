@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2  # pieces on their way to the host; each holds page-locked RAM of its size
 
@@ -30,17 +34,19 @@ class Collector:
             return
         while len(self._flying) >= IN_FLIGHT:
             self._land()
-        self._send(piece_BCTHW.contiguous(), place)
+        if (staged := _page_locked(piece_BCTHW)) is None:
+            place.copy_(piece_BCTHW)
+        else:
+            self._send(piece_BCTHW.contiguous(), staged, place)
 
     def finish(self) -> Tensor:
         while self._flying:
             self._land()
         return self.result
 
-    def _send(self, piece: Tensor, place: Tensor) -> None:
+    def _send(self, piece: Tensor, staged: Tensor, place: Tensor) -> None:
         if self._stream is None:
             self._stream = torch.cuda.Stream(piece.device)
-        staged = torch.empty(piece.shape, dtype=piece.dtype, pin_memory=True)
         self._stream.wait_stream(torch.cuda.current_stream(piece.device))
         with torch.cuda.stream(self._stream):
             staged.copy_(piece, non_blocking=True)
@@ -53,3 +59,12 @@ class Collector:
         arrived, staged, place = self._flying.pop(0)
         arrived.synchronize()
         place.copy_(staged)
+
+
+def _page_locked(like: Tensor) -> Tensor | None:
+    """Room on the host for `like`; None where the driver locks no more pages."""
+    try:
+        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+    except RuntimeError as error:
+        log.info("frames are copied while the card waits: %s", error)
+        return None

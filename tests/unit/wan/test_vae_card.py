@@ -84,6 +84,14 @@ def test_weights_that_learn_keep_to_the_plain_layers(as_on_a_card):
     assert vae.decoder.conv1.weight.grad.abs().sum() > 0
 
 
+def test_a_latent_that_learns_keeps_to_the_plain_layers(as_on_a_card):
+    vae, given = fill(WanVae(VaeConfig(4, 4))), latent(2).requires_grad_(True)
+
+    vae.decode(given).square().mean().backward()
+
+    assert given.grad.abs().sum() > 0
+
+
 def test_the_pass_is_bias_residual_norm_and_silu():
     torch.manual_seed(0)
     norm, sums, residual = RMSNorm(6), torch.randn(2, 3, 4, 6), torch.randn(2, 3, 4, 6)
