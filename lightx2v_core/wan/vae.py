@@ -162,12 +162,9 @@ class WanVae(nn.Module):
     ) -> Iterator[Piece]:
         """All stages at `latents` latent frames at once, the small ones on a card at more."""
         stages, weight = half.stages(), self.conv1.weight
-        learns = torch.is_grad_enabled() and (learns or weight.requires_grad)
-        if (
-            learns
-            or self.plain_layers
-            or vae_card.blocked_by(describe_card(weight.device), weight.dtype)
-        ):
+        learns = learns or any(p.requires_grad for p in half.parameters())
+        plain = self.plain_layers or (learns and torch.is_grad_enabled())
+        if plain or vae_card.blocked_by(describe_card(weight.device), weight.dtype):
             limits = [stage.frames * latents for stage in stages]
             return through(stages, pieces, limits, run_layers, Stream())
         run = vae_card.CardLayers(select_pass(weight.device))
