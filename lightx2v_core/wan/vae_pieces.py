@@ -96,6 +96,8 @@ def _gather(pieces: Iterable[Piece], limit: int) -> Iterator[Piece]:
     """Short pieces joined, up to `limit` frames: a card wants much work at a time."""
     waiting: list[Tensor] = []
     for piece in pieces:
+        if piece.length == 0:
+            continue  # halving the frames left one to wait for the next chunk
         length = sum(frames.shape[2] for frames in waiting)
         if waiting and (piece.times > 1 or length + piece.length > limit):
             yield Piece(_joined(waiting))
@@ -120,9 +122,7 @@ def _stage(
 
     def compute(frames: Tensor) -> Iterator[Piece]:
         for part in frames.split(limit, dim=2):
-            result = run(layers, part, stream)
-            if result.shape[2]:
-                yield Piece(result)
+            yield Piece(run(layers, part, stream))
 
     for frames, times in pieces:
         groups = (times - settled) // step - 1  # of frames that need not be computed

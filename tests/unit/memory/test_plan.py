@@ -76,7 +76,9 @@ def test_the_count_for_the_vae_holds_what_it_really_allocates(direction):
     allocated = peak_bytes(lambda: getattr(vae, direction)(pixels if "en" in direction else latent))
 
     counted = vae_bytes(8, size, 4) + (pixels.nbytes if direction == "decode" else 0)
-    assert allocated <= counted <= 1.5 * allocated, f"{allocated} allocated, {counted} counted"
+    # One count for both; decoding takes more.
+    most = (1.6 if direction == "encode" else 1.1) * allocated
+    assert allocated <= counted <= most, f"{allocated} allocated, {counted} counted"
 
 
 def test_the_vae_takes_as_many_latent_frames_at_once_as_fit():
