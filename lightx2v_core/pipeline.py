@@ -29,7 +29,7 @@ from .lora.identify import identify
 from .lora.read import LoraFile, read_lora
 from .lora.steps import Strengths, steps_of
 from .media import to_uint8
-from .memory.codec import borrowed, decode_anyhow, encode_anyhow, fits_whole, save_latent
+from .memory.codec import borrowed, decode_anyhow, encode_anyhow, latents_at_once, save_latent
 from .memory.plan import (
     WORKSPACE_BYTES,
     Job,
@@ -279,7 +279,7 @@ class Pipeline:
                     pixels,
                     on_chunk,
                     self._free_card,
-                    fits_whole(self.vae, size, self._room()),
+                    latents_at_once(self.vae, size, self._room()),
                 ),
             )
         if self.clip is None:
@@ -349,7 +349,7 @@ class Pipeline:
                     latent,
                     lambda done, total: on_progress("decode", done, total),
                     self._free_card,
-                    fits_whole(self.decoder, size, self._room()),
+                    latents_at_once(self.decoder, size, self._room()),
                 )
         except (RuntimeError, MemoryError) as error:
             if rescue is None:

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from ..lightx2v_core.assemble import load_text_encoder, load_vae
+from ..lightx2v_core.datatypes import VideoSize
 from ..lightx2v_core.errors import RequestError
+from ..lightx2v_core.memory.codec import latents_at_once
 from ..lightx2v_core.memory.residency import Residency
 from ..lightx2v_core.text.clean import clean_prompt
 from ..lightx2v_core.text.tokenizer import EOS, MAX_TOKENS, PromptTokenizer
 from ..lightx2v_core.text.umt5 import TextEncoder
 from ..lightx2v_core.wan.tae import TinyVae, Vae
-from ..lightx2v_core.wan.vae import SPACE, TIME, Z_DIM, denormalise, normalise
+from ..lightx2v_core.wan.vae import SPACE, TIME, Z_DIM, denormalise, first_frame, normalise
 from .patcher import ResidentPatcher
 
 log = logging.getLogger(__name__)
@@ -47,11 +49,28 @@ class VaeBorder(nn.Module):
     def encode(self, pixels_BCFHW: Tensor, **_options: object) -> Tensor:
         if isinstance(self.core, TinyVae):
             log.warning("a tiny VAE encodes only nearly; for start images use wan_2.1_vae")
-        return denormalise(self.core.encode(pixels_BCFHW, _chunk_report()))
+        _, _, frames, height, width = pixels_BCFHW.shape
+        at_once = _at_once(self.core, VideoSize(width, height, frames))
+        return denormalise(
+            self.core.encode(pixels_BCFHW, _chunk_report(), latents_per_chunk=at_once)
+        )
 
     def decode(self, raw_BCTHW: Tensor, **_options: object) -> Tensor:
-        device = mm.intermediate_device()
-        return self.core.decode(normalise(raw_BCTHW), _chunk_report(), output_device=device)
+        _, _, T, H, W = raw_BCTHW.shape
+        at_once = _at_once(self.core, VideoSize(W * SPACE, H * SPACE, first_frame(T)))
+        return self.core.decode(
+            normalise(raw_BCTHW),
+            _chunk_report(),
+            output_device=mm.intermediate_device(),
+            latents_per_chunk=at_once,
+        )
+
+
+def _at_once(vae: Vae, size: VideoSize) -> int:
+    """Latent frames that go through at once; at least 1, since the host decides on tiles."""
+    device = next(vae.parameters()).device
+    room = mm.get_free_memory(device) if device.type == "cuda" else None
+    return max(latents_at_once(vae, size, room), 1)
 
 
 def _chunk_report() -> Callable[[int, int], None]:

@@ -1,13 +1,13 @@
 """The VAE under any memory: whole, whole with everything else off the card, then in tiles.
 
-There is no step in time: the core's VAE goes through a clip one latent frame after another, so its
-memory does not depend on the length.
+There is no step in time: the core's VAE goes through a clip a few latent frames after another, so
+its memory does not depend on the length.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +23,7 @@ from .plan import WORKSPACE_BYTES, vae_bytes
 log = logging.getLogger(__name__)
 
 TILES = ((256, 64), (128, 32))  # pixels a side, and how many of them two tiles share
+CHUNKS = (4, 2, 1)  # latent frames at once
 
 Run = Callable[..., Tensor]
 
@@ -54,13 +55,22 @@ class Codec(Protocol):
     def decode(self) -> Run: ...
 
 
-def fits_whole(vae: object, size: VideoSize, room: float | None) -> bool:
-    """Whether the count says that `size` runs whole; where it cannot be counted it is tried."""
+def latents_at_once(
+    vae: object, size: VideoSize, room: float | None, choices: Sequence[int] | None = None
+) -> int:
+    """The first of `choices` of latent frames that the count says fit into `room`; 0 where none.
+
+    Without choices: CHUNKS on CUDA cards, 1 elsewhere, where more at once is no faster. 1 where
+    nothing can be counted.
+    """
     if room is None or not isinstance(vae, WanVae):
-        return True
-    width = max(vae.config.encoder_dim, vae.config.decoder_dim)
-    itemsize = vae.conv1.weight.dtype.itemsize
-    return vae_bytes(width, size, itemsize) + WORKSPACE_BYTES <= room
+        return 1
+    width, weight = max(vae.config.encoder_dim, vae.config.decoder_dim), vae.conv1.weight
+    for latents in choices or (CHUNKS if weight.is_cuda else CHUNKS[-1:]):
+        needed = vae_bytes(width, size, weight.dtype.itemsize, latents)
+        if needed + WORKSPACE_BYTES <= room:
+            return latents
+    return 0
 
 
 def decode_anyhow(
@@ -68,14 +78,15 @@ def decode_anyhow(
     latent_BCTHW: Tensor,
     on_chunk: OnChunk,
     free_others: Callable[[], None],
-    whole: bool = True,
+    latents: int = 1,
 ) -> Tensor:
-    """Pixels on the CPU, filled as frames come. `whole` False begins with tiles.
+    """Pixels on the CPU, filled as frames come, `latents` latent frames at once; 0 begins with
+    tiles.
 
     Raises the out-of-memory error of the last attempt.
     """
     tiled = getattr(vae, "decode_tiled", None)
-    return _first_that_fits(vae.decode, tiled, latent_BCTHW, on_chunk, free_others, whole)
+    return _first_that_fits(vae.decode, tiled, latent_BCTHW, on_chunk, free_others, latents)
 
 
 def encode_anyhow(
@@ -83,11 +94,11 @@ def encode_anyhow(
     pixels_BCFHW: Tensor,
     on_chunk: OnChunk,
     free_others: Callable[[], None],
-    whole: bool = True,
+    latents: int = 1,
 ) -> Tensor:
     """The normalised latent on the CPU; see `decode_anyhow`."""
     tiled = getattr(vae, "encode_tiled", None)
-    return _first_that_fits(vae.encode, tiled, pixels_BCFHW, on_chunk, free_others, whole)
+    return _first_that_fits(vae.encode, tiled, pixels_BCFHW, on_chunk, free_others, latents)
 
 
 def _first_that_fits(
@@ -96,7 +107,7 @@ def _first_that_fits(
     x: Tensor,
     on_chunk: OnChunk,
     free_others: Callable[[], None],
-    whole: bool,
+    latents: int,
 ) -> Tensor:
     def alone() -> Tensor:
         free_others()
@@ -106,13 +117,14 @@ def _first_that_fits(
         assert run_tiled is not None
         return run_tiled(x, on_chunk, tile=tile, overlap=overlap, output_device="cpu")
 
+    chunk = {"latents_per_chunk": latents} if latents > 1 else {}
     attempts: list[tuple[str, Callable[[], Tensor]]] = [
-        ("whole", lambda: run(x, on_chunk, output_device="cpu")),
+        ("whole", lambda: run(x, on_chunk, output_device="cpu", **chunk)),
         ("whole, with everything else off the card", alone),
     ]
     if run_tiled is not None:
         tiles = [(f"tiles of {t} pixels", lambda t=t, o=o: in_tiles(t, o)) for t, o in TILES]
-        attempts = [*attempts, *tiles] if whole else tiles
+        attempts = [*attempts, *tiles] if latents else tiles
     for number, (how, attempt) in enumerate(attempts):
         if number:
             log.warning("not enough memory for the VAE; once more: %s", how)

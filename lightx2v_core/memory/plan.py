@@ -23,6 +23,9 @@ Advice = Callable[[], str]
 GB = 10**9
 # The allocator's rounding, cuBLAS and cuDNN workspaces; beside every count below.
 WORKSPACE_BYTES = 256 * 2**20
+# Of `vae_bytes`. Seen: 60 maps at one latent frame (float32 on a CPU); 55, 78 and 117 at one, two
+# and four (bfloat16 on an H200, decoding 81 frames of 832x480; 54 and 77 at 1280x720).
+PAST_MAPS, WORKING_MAPS = 36, 24
 LEAST_SHRINK = GB // 2  # after an out-of-memory error
 SHRINK_SHARE = 0.25
 LESS_SHARE = 0.75  # of the weights planned, when loading them ran out of memory
@@ -62,13 +65,15 @@ def text_bytes(heads: int, ffn_dim: int, tokens: int, prompts: int) -> int:
     return 4 * prompts * tokens * (4 * heads * tokens + 4 * ffn_dim)
 
 
-def vae_bytes(width: int, size: VideoSize, itemsize: int) -> int:
-    """Activations of the causal VAE, in chunks of one latent frame; `width` is 96 for Wan's.
+def vae_bytes(width: int, size: VideoSize, itemsize: int, latents: int = 1) -> int:
+    """Activations of the causal VAE at `latents` latent frames at once; `width` is 96 for Wan's.
 
-    At the widest place 57 maps of full resolution (counted; 52 for encoding) of that many channels
-    are alive, in the four frames of a chunk with the past of every layer.
+    Counted in maps of full resolution with that many channels: those of the past of every layer,
+    and those at work on the four frames of each latent frame. The frames collected and the clip
+    are not in it.
     """
-    return 57 * width * size.width * size.height * itemsize
+    maps = PAST_MAPS + latents * WORKING_MAPS
+    return maps * width * size.width * size.height * itemsize
 
 
 def card_room(device: torch.device, limit_bytes: float | None = None) -> float | None:

@@ -8,15 +8,20 @@ shrink by eight. Latents are normalised here; ComfyUI's LATENT is the raw mean o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
 import torch
 from torch import Tensor, nn
 
+from ..device import describe_card
 from ..errors import CheckpointError, RequestError, preview
-from .vae_layers import Decoder, Encoder, Stream
+from ..ops.channels import select_pass
+from . import vae_card
+from .vae_layers import Decoder, Encoder, Stream, run_layers
+from .vae_output import Collector
+from .vae_pieces import Piece, cut, find_stills, through
 
 LATENT_MEAN = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
@@ -79,6 +84,8 @@ class WanVae(nn.Module):
     one chunk, `vae.decoder(vae.conv2(raw), Stream())` its pixels before clamping.
     """
 
+    plain_layers = False  # also on cards that the faster ones are for, to compare
+
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         self.config = config
@@ -99,13 +106,27 @@ class WanVae(nn.Module):
         B, T, H, W = latent_size(pixels_BCFHW)
         device = output_device or pixels_BCFHW.device
         raw_BCTHW = torch.empty(B, self.config.z_dim, T, H, W, dtype=torch.float32, device=device)
-        stream = Stream()
-        chunks = spans(T, latents_per_chunk)
-        for done, (start, stop) in enumerate(chunks, start=1):
-            chunk = pixels_BCFHW[:, :, first_frame(start) : first_frame(stop)]
-            moments = self.conv1(self.encoder(chunk.to(self.conv1.weight), stream))
-            raw_BCTHW[:, :, start:stop] = moments[:, : self.config.z_dim]
-            on_chunk(done, len(chunks))
+        chunks, weight = spans(T, latents_per_chunk), self.conv1.weight
+        # Frames that share what was computed once would share its gradient too.
+        stills = [] if pixels_BCFHW.requires_grad else find_stills(pixels_BCFHW)
+
+        def pieces() -> Iterator[Piece]:
+            for frames in cut([(first_frame(a), first_frame(b)) for a, b in chunks], stills):
+                if (frames.start, frames.stop) in stills:
+                    one = pixels_BCFHW[:, :, frames.start : frames.start + 1]
+                    yield Piece(one.to(weight), frames.stop - frames.start)
+                else:
+                    yield Piece(pixels_BCFHW[:, :, frames].to(weight))
+
+        done, at = 0, 0
+        learns = pixels_BCFHW.requires_grad
+        for piece in self._through(self.encoder, pieces(), latents_per_chunk, learns):
+            moments = self.conv1(piece.frames)
+            raw_BCTHW[:, :, at : at + piece.length] = moments[:, : self.config.z_dim]
+            at += piece.length
+            while done < len(chunks) and chunks[done][1] <= at:
+                done += 1
+                on_chunk(done, len(chunks))
         return normalise(raw_BCTHW)
 
     def decode(
@@ -119,18 +140,36 @@ class WanVae(nn.Module):
         """A normalised latent to pixels in [-1, 1], BCFHW."""
         raw_BCTHW = denormalise(latent_BCTHW)
         B, _, T, H, W = raw_BCTHW.shape
-        device = output_device or latent_BCTHW.device
-        pixels_BCFHW = torch.empty(
-            B, 3, first_frame(T), H * SPACE, W * SPACE, dtype=torch.float32, device=device
-        )
-        stream = Stream()
+        frames = (B, 3, first_frame(T), H * SPACE, W * SPACE)
+        pixels = Collector(frames, output_device or latent_BCTHW.device)
         chunks = spans(T, latents_per_chunk)
-        for done, (start, stop) in enumerate(chunks, start=1):
-            chunk = self.conv2(raw_BCTHW[:, :, start:stop].to(self.conv2.weight))
-            frames = self.decoder(chunk, stream).clamp(-1.0, 1.0)
-            pixels_BCFHW[:, :, first_frame(start) : first_frame(stop)] = frames
-            on_chunk(done, len(chunks))
-        return pixels_BCFHW
+
+        def pieces() -> Iterator[Piece]:
+            for start, stop in chunks:
+                yield Piece(self.conv2(raw_BCTHW[:, :, start:stop].to(self.conv2.weight)))
+
+        done = 0
+        learns = latent_BCTHW.requires_grad
+        for piece in self._through(self.decoder, pieces(), latents_per_chunk, learns):
+            pixels.put(piece.frames.clamp(-1.0, 1.0))
+            while done < len(chunks) and first_frame(chunks[done][1]) <= pixels.filled:
+                done += 1
+                on_chunk(done, len(chunks))
+        return pixels.finish()
+
+    def _through(
+        self, half: Encoder | Decoder, pieces: Iterable[Piece], latents: int, learns: bool
+    ) -> Iterator[Piece]:
+        """All stages at `latents` latent frames at once, the small ones on a card at more."""
+        stages, weight = half.stages(), self.conv1.weight
+        learns = learns or any(p.requires_grad for p in half.parameters())
+        plain = self.plain_layers or (learns and torch.is_grad_enabled())
+        if plain or vae_card.blocked_by(describe_card(weight.device), weight.dtype):
+            limits = [stage.frames * latents for stage in stages]
+            return through(stages, pieces, limits, run_layers, Stream())
+        run = vae_card.CardLayers(select_pass(weight.device))
+        limits = [stage.frames * latents << stage.level for stage in stages]
+        return through(stages, pieces, limits, run, Stream())
 
     def encode_tiled(
         self,

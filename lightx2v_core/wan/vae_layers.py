@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,21 @@ class Stream:
     """What one encode or decode remembers between chunks: the last frames each layer saw."""
 
     def __init__(self) -> None:
-        self.first = True  # until the encoder or decoder has returned its first chunk
         self._past: dict[nn.Module, Tensor] = {}
+        self._begun: set[nn.Module] = set()
+
+    def begins(self, layer: nn.Module) -> bool:
+        """Whether `layer`, which asks once a chunk, is at the first frame of the clip."""
+        begins = layer not in self._begun
+        self._begun.add(layer)
+        return begins
+
+    def past(self, layer: nn.Module) -> Tensor | None:
+        return self._past.get(layer)
+
+    def set_past(self, layer: nn.Module, past: Tensor) -> None:
+        """Memory of one's own, in whatever order of axes; the caller writes into it later."""
+        self._past[layer] = past
 
     def keep(self, layer: nn.Module, x_BCTHW: Tensor, frames: int) -> None:
         """Remember the last `frames` frames; a copy, since a view would hold the whole chunk."""
@@ -117,13 +131,20 @@ class Downsample(nn.Module):
 
     def forward(self, x_BCTHW: Tensor, stream: Stream) -> Tensor:
         x = batch_as_frames(self.resample(frames_as_batch(x_BCTHW)), x_BCTHW.shape[0])
-        if self.time_conv is None:
-            return x
-        if not stream.first:
-            return conv3d(self.time_conv, stream.extend(self, x, 1))
-        # The first frame passes as it is and is the past of the first pair.
-        stream.keep(self, x, 1)
-        return x if x.shape[2] == 1 else torch.cat([x[:, :, :1], conv3d(self.time_conv, x)], dim=2)
+        return x if self.time_conv is None else halve_time(self, self.time_conv, x, stream)
+
+
+def halve_time(layer: nn.Module, conv: nn.Conv3d, x_BCTHW: Tensor, stream: Stream) -> Tensor:
+    """One frame for each two; the clip's first passes as it is and is the past of the first pair.
+
+    A frame without its second waits for the next chunk, so the result may have no frame at all.
+    """
+    begins, past = stream.begins(layer), stream.past(layer)
+    joined = x_BCTHW if past is None else torch.cat([past, x_BCTHW], dim=2)
+    used = (joined.shape[2] - 1) // 2 * 2 + 1
+    stream.keep(layer, joined, joined.shape[2] - used + 1)
+    halved = joined[:, :, :0] if used == 1 else conv3d(conv, joined[:, :, :used])
+    return torch.cat([x_BCTHW[:, :, :1], halved], dim=2) if begins else halved
 
 
 class Upsample(nn.Module):
@@ -146,12 +167,24 @@ class Upsample(nn.Module):
 
 def double_time(time_conv: CausalConv3d, x_BCTHW: Tensor, stream: Stream) -> Tensor:
     """Two frames for each but the first, which stays single and is in no later frame's past."""
-    head, x = (x_BCTHW[:, :, :1], x_BCTHW[:, :, 1:]) if stream.first else (None, x_BCTHW)
+    begins = stream.begins(time_conv)
+    head, x = (x_BCTHW[:, :, :1], x_BCTHW[:, :, 1:]) if begins else (None, x_BCTHW)
     if x.shape[2] == 0:
         return x_BCTHW
     pairs = time_conv(x, stream).unflatten(1, (2, x.shape[1]))
     doubled = pairs.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)  # B2CTHW -> BC(T2)HW
     return doubled if head is None else torch.cat([head, doubled], dim=2)
+
+
+class Stage(NamedTuple):
+    """Layers of one size of frames: `level` 0 is that of the pixels, each next one half as wide.
+
+    `frames` come in for each latent frame.
+    """
+
+    layers: tuple[nn.Module, ...]
+    level: int
+    frames: int
 
 
 class Encoder(nn.Module):
@@ -171,10 +204,15 @@ class Encoder(nn.Module):
         self.head = _head(widths[-1], 2 * z_dim)
 
     def forward(self, x_BCFHW: Tensor, stream: Stream) -> Tensor:
-        x = self.conv1(x_BCFHW, stream)
-        for layer in (*self.downsamples, *self.middle):
-            x = layer(x, stream)
-        return _finish(self.head, x, stream)
+        return run_layers((self.conv1, *self.downsamples, *self.middle, self.head), x_BCFHW, stream)
+
+    def stages(self) -> list[Stage]:
+        """From pixels to latents; each but the last ends with its downsampling."""
+        ends = [i + 1 for i, layer in enumerate(self.downsamples) if isinstance(layer, Downsample)]
+        parts = [tuple(self.downsamples[a:b]) for a, b in pairwise([0, *ends, None])]
+        parts[0] = (self.conv1, *parts[0])
+        parts[-1] = (*parts[-1], *self.middle, self.head)
+        return [Stage(part, level, (4, 4, 2, 1)[level]) for level, part in enumerate(parts)]
 
 
 class Decoder(nn.Module):
@@ -195,10 +233,36 @@ class Decoder(nn.Module):
         self.head = _head(widths[-1], 3)
 
     def forward(self, x_BCTHW: Tensor, stream: Stream) -> Tensor:
-        x = self.conv1(x_BCTHW, stream)
-        for layer in (*self.middle, *self.upsamples):
+        return run_layers((self.conv1, *self.middle, *self.upsamples, self.head), x_BCTHW, stream)
+
+    def stages(self) -> list[Stage]:
+        """From latents to pixels; each but the first begins with its upsampling."""
+        starts = [i for i, layer in enumerate(self.upsamples) if isinstance(layer, Upsample)]
+        parts = [tuple(self.upsamples[a:b]) for a, b in pairwise([0, *starts, None])]
+        parts[0] = (self.conv1, *self.middle, *parts[0])
+        parts[-1] = (*parts[-1], self.head)
+        return [Stage(part, 3 - i, (1, 1, 2, 4)[i]) for i, part in enumerate(parts)]
+
+
+def run_layers(layers: tuple[nn.Module, ...], x_BCTHW: Tensor, stream: Stream) -> Tensor:
+    """One chunk through layers that take the stream; a Sequential is a head."""
+    x = x_BCTHW
+    for layer in layers:
+        if isinstance(layer, nn.Sequential):
+            norm, silu, conv = layer
+            x = conv(silu(norm(x)), stream)
+        else:
             x = layer(x, stream)
-        return _finish(self.head, x, stream)
+        if x.shape[2] == 0:
+            break  # halving the frames left one to wait for the next chunk
+    return x
+
+
+def lookback(layer: nn.Module) -> int:
+    """How many frames of its input, beside the present one, an output frame depends on at most."""
+    if isinstance(layer, Downsample):
+        return 0 if layer.time_conv is None else 2
+    return PAST * sum(isinstance(module, CausalConv3d) for module in layer.modules())
 
 
 def frames_as_batch(x_BCTHW: Tensor) -> Tensor:
@@ -246,10 +310,3 @@ def _middle(dim: int) -> nn.ModuleList:
 
 def _head(dim: int, out_dim: int) -> nn.Sequential:
     return nn.Sequential(RMSNorm(dim), nn.SiLU(inplace=True), CausalConv3d(dim, out_dim))
-
-
-def _finish(head: nn.Sequential, x_BCTHW: Tensor, stream: Stream) -> Tensor:
-    norm, silu, conv = head
-    x = conv(silu(norm(x_BCTHW)), stream)
-    stream.first = False  # every layer has seen the first chunk
-    return x
