@@ -6,6 +6,10 @@ Q K^T, running maximum, P as float8 straight into the registers of P V (prepare.
 tokens of V so that nothing moves between lanes), a fresh sum P V added in float32, since Hopper
 adds float8 products in about 14 bits, and the sum of each row as one more product with ones.
 
+The last block is filled up with keys of zeros. They weigh nothing: their values are zeros, and the
+ones of the sums are zeros there. Nor do they hide the others: keys have had their mean taken off,
+so that a query's scores average to zero, and no padding lies above the largest.
+
 CODE_EXP writes the float8 code of P without the exponential unit: the code of p is close to
 8 (log2 p + 7), its mantissa taken as linear (Schraudolph, "A Fast, Compact Approximation of the
 Exponential Function", 1999), and the running maximum stays on a grid of 1/8 so that offsets are
@@ -84,15 +88,6 @@ def packed(p, LAYOUT: gl.constexpr, CODE_EXP: gl.constexpr, KEYS: gl.constexpr):
 
 
 @gluon.jit
-def masked(s, scale, first, L, KEYS: gl.constexpr, LAYOUT: gl.constexpr):
-    """Keys past the last get 300 powers of two under the row's least score."""
-    past = (first + gl.arange(0, KEYS, layout=gl.SliceLayout(0, LAYOUT)))[None, :] >= L
-    least = gl.min(gl.where(past, 1e30, s.to(gl.float32)), 1) - 300.0 / scale
-    low = least[:, None] + gl.zeros_like(s).to(gl.float32)
-    return gl.where(past, low.to(gl.int32), s)
-
-
-@gluon.jit
 def along(row, LAYOUT: gl.constexpr):
     """A number for each row, as a column of a product in LAYOUT."""
     return gl.convert_layout(row, gl.SliceLayout(1, LAYOUT))[:, None]
@@ -113,7 +108,8 @@ def p_v(p, ring, ready, i, ones, no_o, no_sum, SUM_LAYOUT: gl.constexpr, RING: g
     v = ring.index(i % RING).permute((1, 0))
     o = warpgroup_mma(p, v, no_o, use_acc=False, is_async=True)
     p = gl.convert_layout(p, gl.DotOperandLayout(0, SUM_LAYOUT, 4), assert_trivial=True)
-    total = warpgroup_mma(p, ones.permute((1, 0)), no_sum, use_acc=False, is_async=True)
+    ones = ones.index(gl.minimum(i, 1)).permute((1, 0))
+    total = warpgroup_mma(p, ones, no_sum, use_acc=False, is_async=True)
     return o, total
 
 
@@ -159,7 +155,6 @@ def consume(
     q = q_ring.index(GROUP)
     s = warpgroup_mma_wait(0, [scores(q, k_ring, k_ready, 0, no_s, RING)])
     mbarrier.arrive(k_empty.index(0))
-    s = masked(s, q_scale * k_scale, (blocks - 1) * KEYS, L, KEYS, S_LAYOUT)
     for i in range(0, blocks - 1):
         scale = q_scale * k_scale
         K_SCALE -= 1
@@ -207,9 +202,9 @@ def produce(
     q_ready, k_ready, k_empty, v_ready, v_empty = ready
     one = gl.program_id(1)
     row = one * P + gl.program_id(0) * 128
-    mbarrier.expect(q_ready, 2 * 64 * D + 8 * KEYS)
-    tma.async_copy_global_to_shared(ones_from, [0, 0], q_ready, ones)
+    mbarrier.expect(q_ready, 2 * 64 * D + 2 * 8 * KEYS)
     for group in gl.static_range(2):
+        tma.async_copy_global_to_shared(ones_from, [group * 8, 0], q_ready, ones.index(group))
         tma.async_copy_global_to_shared(q_from, [row + group * 64, 0], q_ready, q_ring.index(group))
     blocks = (L + KEYS - 1) // KEYS
     for i in range(blocks):
@@ -236,7 +231,7 @@ def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
     return made
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["L", "H"])
 def attend(
     q_from,
     k_from,
@@ -260,7 +255,7 @@ def attend(
     q_ring = gl.allocate_shared_memory(q_from.dtype, [2, 64, D], q_from.layout)
     k_ring = gl.allocate_shared_memory(k_from.dtype, [RING, KEYS, D], k_from.layout)
     v_ring = gl.allocate_shared_memory(v_from.dtype, [RING, D, KEYS], v_from.layout)
-    ones = gl.allocate_shared_memory(ones_from.dtype, [8, KEYS], ones_from.layout)
+    ones = gl.allocate_shared_memory(ones_from.dtype, [2, 8, KEYS], ones_from.layout)
     q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     mbarrier.init(q_ready, count=1)
     k_ready, k_empty = barriers(RING, 1), barriers(RING, 2)

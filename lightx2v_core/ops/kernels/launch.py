@@ -14,12 +14,12 @@ from .prepass import HEAD_DIM, Coded
 
 
 class GluonKernel:
-    """The Hopper kernel with the tile of ones that its row sums are products with."""
+    """The Hopper kernel with the tiles of ones that its row sums are products with."""
 
     def __init__(self, code_exp: bool = True) -> None:
         """`code_exp`: the float8 code of P from the exponent itself; else by the exp2 unit."""
         self._code_exp = code_exp
-        self._ones: dict[torch.device, Tensor] = {}
+        self._ones: dict[tuple[torch.device, int], Tensor] = {}
 
     def __call__(self, q: Coded, k: Coded, v: Coded | Tensor, o_BLND: Tensor) -> None:
         from . import attention_gluon
@@ -30,7 +30,7 @@ class GluonKernel:
             _descriptor(q.codes.flatten(0, 2), [attention_gluon.ROWS, D]),
             _descriptor(k.codes.flatten(0, 2), [BLOCK, D]),
             _descriptor(v.codes.flatten(0, 2), [D, BLOCK]),
-            _descriptor(self._ones_on(o_BLND.device), [8, BLOCK]),
+            _descriptor(self._ones_for(L, o_BLND.device), [8, BLOCK]),
             q.scale,
             k.scale,
             v.scale,
@@ -46,12 +46,22 @@ class GluonKernel:
             num_warps=4,
         )
 
-    def _ones_on(self, device: torch.device) -> Tensor:
-        if device not in self._ones:
+    def _ones_for(self, tokens: int, device: torch.device) -> Tensor:
+        """16 x BLOCK float8: eight rows for the last block, zero past the last token; eight more.
+
+        At most BLOCK of 2 KB on each device.
+        """
+        real = (tokens - 1) % BLOCK + 1
+        if (device, real) not in self._ones:
+            a, b, c, d = torch.meshgrid(
+                *(torch.arange(n) for n in (BLOCK // 16, 4, 2, 2)), indexing="ij"
+            )
+            # As kernels/prepare.py numbers tokens: 16a + 8c + 2b + d lies at 16a + 4b + 2c + d.
+            last = (16 * a + 8 * c + 2 * b + d).flatten() < real
+            ones = torch.stack([last] * 8 + [torch.ones_like(last)] * 8).float()
             with torch.inference_mode(False):
-                ones = torch.ones(8, BLOCK, device=device).to(torch.float8_e4m3fn)
-            self._ones[device] = ones
-        return self._ones[device]
+                self._ones[device, real] = ones.to(torch.float8_e4m3fn).to(device)
+        return self._ones[device, real]
 
 
 def _descriptor(codes: Tensor, block: list[int]) -> object:

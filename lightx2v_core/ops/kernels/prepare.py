@@ -40,7 +40,7 @@ def turned(x, COS, SIN, token, HEADS: tl.constexpr, D: tl.constexpr):
     return tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (HEADS, D))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "H"])
 def rows(
     X,
     W,
@@ -106,7 +106,7 @@ def rows(
         tl.store(SUMS + at, total, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "H"])
 def keys(X, MEAN, Y, SCALE, L, P, H, x_b, x_l, x_h, T: tl.constexpr, D: tl.constexpr):
     """One block of T tokens of one head: less the mean, over its largest value, int8."""
     block = tl.program_id(0)
@@ -123,7 +123,7 @@ def keys(X, MEAN, Y, SCALE, L, P, H, x_b, x_l, x_h, T: tl.constexpr, D: tl.const
     tl.store(SCALE + one * (P // T) + block, scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "H"])
 def values(X, Y, EXPONENT, L, P, H, x_b, x_l, x_h, T: tl.constexpr, D: tl.constexpr):
     """One block of T tokens of one head: over a power of two, float8, transposed, renumbered.
 
