@@ -78,7 +78,9 @@ def test_a_module_keeps_out_of_other_modules_territory(path):
 def test_no_function_is_longer_than_a_screen(path):
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            assert node.end_lineno - node.lineno < 60, f"{node.name} is too long"
+            # A kernel's arguments take a line each, and its registers one function.
+            limit = 90 if path.parent == KERNELS else 60
+            assert node.end_lineno - node.lineno < limit, f"{node.name} is too long"
 
 
 def test_importing_everything_has_no_side_effect():
