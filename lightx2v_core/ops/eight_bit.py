@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 # (queries, keys, values: codes or BLND, o BLND): fills o.
 Kernel = Callable[["Coded", "Coded", "Coded | Tensor", Tensor], None]
 
-LEAST_KEYS = 2048  # below, PyTorch's attention is as fast
+LEAST_TOKENS = 8192  # below, cuDNN was as fast on an H200: six launches are more than one
 GLUON_TRITON = (3, 6)  # what the Gluon kernel was tested with; its interface still changes
 OWN_ERROR = 0.08  # of the trial, on normal numbers: 0.02 to 0.045 was seen
 
@@ -101,8 +101,8 @@ def unfit(dtype: torch.dtype, head_dim: int, queries: int, keys: int) -> str | N
         return f"heads of {head_dim} lanes, not {HEAD_DIM}"
     if queries != keys:
         return "cross-attention"
-    if keys < LEAST_KEYS:
-        return f"fewer than {LEAST_KEYS} tokens, which are as fast there"
+    if keys < LEAST_TOKENS:
+        return f"fewer than {LEAST_TOKENS} tokens, which are as fast there"
     return None
 
 

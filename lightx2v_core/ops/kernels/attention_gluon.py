@@ -144,7 +144,8 @@ def consume(
     EXPONENT += one * (P // KEYS) + blocks - 1
     k_scale = gl.load(K_SCALE)
     exponent = gl.load(EXPONENT)
-    unit = exponent  # that o is counted in
+    # What o is counted in. Loaded again: two names of one value are not both carried round a loop.
+    unit = gl.load(EXPONENT)
     no_s = gl.full((64, KEYS), 0, gl.int32, S_LAYOUT)
     no_o = gl.full((64, D), 0.0, gl.float32, O_LAYOUT)
     no_sum = gl.full((64, 8), 0.0, gl.float32, SUM_LAYOUT)

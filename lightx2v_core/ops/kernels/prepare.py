@@ -79,10 +79,15 @@ def rows(
     if NORM:
         w = tl.load(W + flat, mask=live, other=0.0).to(tl.float32)
     total = tl.zeros((HEADS, D), tl.float32)
-    for token in range(chunk * T, tl.minimum(chunk * T + T, L)):
-        row = batch * L + token  # 64 bits, as offsets need
-        at = batch * x_b + (row - batch * L) * x_l + heads[:, None] * x_h + lanes[None, :]
-        x = tl.load(X + at, mask=live, other=0.0).to(tl.float32)
+    last = tl.minimum(chunk * T + T, L) - 1
+    first = batch * x_b + heads[:, None] * x_h + lanes[None, :]
+    step = tl.cast(x_l, tl.int64)
+    coming = tl.load(X + first + chunk * T * step, mask=live, other=0.0)
+    for token in range(chunk * T, last + 1):
+        row = batch * L + token
+        x = coming.to(tl.float32)
+        # The next token is on its way while this one is worked on.
+        coming = tl.load(X + first + tl.minimum(token + 1, last) * step, mask=live, other=0.0)
         if NORM:
             mean = tl.sum(tl.sum(x * x, 1), 0) / (H * D)
             x = x * tl.rsqrt(mean + eps) * w

@@ -122,9 +122,20 @@ def test_auto_says_what_a_proven_row_lacks(card, caplog):
     assert "attention: not gluon: it was tested with Triton 3.6 alone" in caplog.text
 
 
-def test_cudnn_goes_first_on_hopper_alone():
+def test_cudnn_goes_first_on_hopper_alone(monkeypatch, caplog):
     assert [name for name, one in CARDS.items() if takes_cudnn(one)] == ["9.0"]
     assert not takes_cudnn(CARDS["9.0"]._replace(torch=(2, 6)))
+
+    taken = []
+    for version in ((2, 6), (2, 7), (2, 10), (2, 11)):
+        one = CARDS["9.0"]._replace(torch=version)
+        monkeypatch.setattr(attention, "describe_card", lambda device, one=one: one)
+        with caplog.at_level("INFO"):
+            taken.append(select_attention("sdpa", "cpu"))
+
+    ours = attention.sdpa_cudnn_first
+    assert taken == [attention.sdpa, ours, ours, attention.sdpa]
+    assert caplog.messages == ["attention: sdpa", *["attention: sdpa (cuDNN first)"] * 3]
 
 
 def test_on_a_cpu_auto_is_plain_sdpa_and_the_log_says_so(caplog):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from benchmarks.attention import operands
 from lightx2v_core.ops import eight_bit
 from lightx2v_core.ops.attention import sdpa
-from lightx2v_core.ops.eight_bit import LEAST_KEYS, EightBit, unfit
+from lightx2v_core.ops.eight_bit import LEAST_TOKENS, EightBit, unfit
 from tests.conftest import VARIANTS, relative_error, tiny_inputs, tiny_model
 from tests.eight_bit import attention_of_codes, key_values, normal
 
@@ -19,10 +19,10 @@ BF16 = torch.bfloat16
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        ((BF16, 128, LEAST_KEYS, LEAST_KEYS), None),
+        ((BF16, 128, LEAST_TOKENS, LEAST_TOKENS), None),
         ((torch.float16, 128, 32760, 32760), None),
         ((BF16, 128, 32760, 512), "cross-attention"),
-        ((BF16, 128, 512, 512), f"fewer than {LEAST_KEYS} tokens, which are as fast there"),
+        ((BF16, 128, 512, 512), f"fewer than {LEAST_TOKENS} tokens, which are as fast there"),
         ((BF16, 64, 32760, 32760), "heads of 64 lanes, not 128"),
         ((torch.float32, 128, 32760, 32760), "numbers of float32"),
     ],
@@ -47,7 +47,7 @@ def test_a_call_that_does_not_suit_the_kernel_is_exact_and_said_once(caplog):
     assert all(torch.equal(result, sdpa(q, k, v)) for result in results)
     assert caplog.messages == [
         "attention gluon leaves to PyTorch what it does not do: "
-        f"fewer than {LEAST_KEYS} tokens, which are as fast there"
+        f"fewer than {LEAST_TOKENS} tokens, which are as fast there"
     ]
 
 
@@ -84,7 +84,7 @@ def test_taking_the_mean_off_the_keys_makes_their_codes_finer():
 
 
 def test_a_gradient_never_meets_the_kernel(monkeypatch):
-    monkeypatch.setattr(eight_bit, "LEAST_KEYS", 1)
+    monkeypatch.setattr(eight_bit, "LEAST_TOKENS", 1)
     attend = EightBit("gluon", lambda *a: pytest.fail("has no gradient"), False, sdpa)
     q, k, v = (x.clone().requires_grad_() for x in normal(1, 9, 1, 1, "cpu"))
 
