@@ -16,6 +16,7 @@ from lightx2v_core.ops.attention import BACKENDS, ERROR_BUDGET, select_attention
 from lightx2v_core.ops.eight_bit import EightBit
 from lightx2v_core.ops.layers import RMSNorm
 from lightx2v_core.ops.norm_rotary import norm_rotate, norm_rotate_plainly
+from lightx2v_core.ops.trial import failure
 from lightx2v_core.wan.config import WanConfig
 from lightx2v_core.wan.model import WanModel
 from lightx2v_core.wan.rope import rotary_table
@@ -235,6 +236,23 @@ def test_training_takes_the_plain_way_and_gives_gradients(named):
     attend(y, y, y).sum().backward()
 
     assert x.grad is not None and norm.weight.grad is not None
+
+
+def test_a_trial_tells_a_wrong_kernel_and_one_that_does_not_run():
+    expected = torch.ones(4, device="cuda")
+
+    def breaks() -> Tensor:
+        raise RuntimeError("no such instruction\nand more")
+
+    assert failure(lambda: 1.001 * expected, expected, 0.01) is None
+    assert failure(lambda: 1.1 * expected, expected, 0.01) == (
+        "our kernel is wrong here by 10.0% of the result; 1.0% is allowed"
+    )
+    assert "wrong here by nan%" in (
+        failure(lambda: expected / 0 - expected / 0, expected, 0.01) or ""
+    )
+    told = "our kernel does not run here: RuntimeError no such instruction"
+    assert failure(breaks, expected, 0.01) == told
 
 
 @torch.inference_mode()
