@@ -55,6 +55,7 @@ def fuses(x_BLE: Tensor, *norms: nn.Module) -> bool:
     return (
         x_BLE.is_cuda
         and x_BLE.dtype in HALVES
+        and x_BLE.stride(-1) == 1
         and is_plain_call()
         # A host's own layers may cast, patch or move their weights in ways of their own.
         and all(type(norm) is RMSNorm and norm.weight.device == x_BLE.device for norm in norms)
