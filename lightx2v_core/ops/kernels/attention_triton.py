@@ -38,6 +38,7 @@ def attend(
     y_b,
     y_l,
     y_h,
+    COPIES: tl.constexpr,
     WIDE_V: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
@@ -45,7 +46,10 @@ def attend(
     D: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """ROWS queries of one head. WIDE_V: V is BNLD in half precision, by strides."""
+    """ROWS queries of one head. WIDE_V: V is BNLD in half precision, by strides.
+
+    COPIES: the codes K and V come as descriptors for the copy engine, else as pointers.
+    """
     one = tl.program_id(1).to(tl.int64)  # batch and head
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lanes = tl.arange(0, D)
@@ -59,7 +63,10 @@ def attend(
         exponent = tl.load(EXPONENT + one * (P // BLOCK))
     for first in tl.range(0, L, KEYS, num_stages=STAGES):
         token = first + tl.arange(0, KEYS)
-        k = tl.load(K + (one * P + token)[None, :] * D + lanes[:, None])
+        if COPIES:
+            k = K.load([(one * P + first).to(tl.int32), 0]).T
+        else:
+            k = tl.load(K + (one * P + token)[None, :] * D + lanes[:, None])
         block = one * (P // BLOCK) + first // BLOCK
         scale = q_scale * tl.load(K_SCALE + block)
         s = tl.dot(q, k, out_dtype=tl.int32).to(tl.float32)
@@ -76,8 +83,10 @@ def attend(
             total = total * shrink + tl.sum(p, 1)
             acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
         else:
-            at = (one * D + lanes)[None, :] * P + token[:, None]
-            v = tl.load(V + at)
+            if COPIES:
+                v = V.load([(one * D).to(tl.int32), first]).T
+            else:
+                v = tl.load(V + (one * D + lanes)[None, :] * P + token[:, None])
             p = tl.exp2(s - (above - P_LOG2)[:, None])
             total = total * shrink + tl.sum(p, 1)
             p = renumbered(p.to(tl.float8e4nv), ROWS, KEYS)

@@ -12,6 +12,8 @@ from . import attention_triton
 from .prepare import BLOCK
 from .prepass import HEAD_DIM, Coded
 
+COPY_ENGINE = (9, 0)  # compute capability from which tiles are copied by descriptors
+
 
 class GluonKernel:
     """The Hopper kernel with the tiles of ones that its row sums are products with."""
@@ -78,12 +80,14 @@ def triton_kernel(q: Coded, k: Coded, v: Coded | Tensor, o_BLND: Tensor) -> None
     """The kernel for any card, with tiles that fit the shared memory of `o`'s."""
     B, L, N, _ = o_BLND.shape
     wide = isinstance(v, Tensor)
-    rows, keys, stages, warps = tiles(torch.cuda.get_device_capability(o_BLND.device), wide)
+    capability = torch.cuda.get_device_capability(o_BLND.device)
+    copies = capability >= COPY_ENGINE
+    rows, keys, stages, warps = tiles(capability, wide)
     values, exponent = (v, k.scale) if isinstance(v, Tensor) else v
     attention_triton.attend[(triton.cdiv(L, rows), B * N)](
         q.codes,
-        k.codes,
-        values,
+        _copied(k.codes, [keys, HEAD_DIM]) if copies else k.codes,
+        _copied(values, [HEAD_DIM, keys]) if copies and not wide else values,
         q.scale,
         k.scale,
         exponent,
@@ -93,6 +97,7 @@ def triton_kernel(q: Coded, k: Coded, v: Coded | Tensor, o_BLND: Tensor) -> None
         N,
         *values.stride()[:3],
         *o_BLND.stride()[:3],
+        COPIES=copies,
         WIDE_V=wide,
         ROWS=rows,
         KEYS=keys,
@@ -102,6 +107,12 @@ def triton_kernel(q: Coded, k: Coded, v: Coded | Tensor, o_BLND: Tensor) -> None
         num_warps=warps,
         num_stages=stages,
     )
+
+
+def _copied(codes: Tensor, block: list[int]) -> object:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor.from_tensor(codes.flatten(0, 2), block)
 
 
 def tiles(capability: tuple[int, int], wide: bool) -> tuple[int, int, int, int]:
