@@ -21,15 +21,17 @@ log = logging.getLogger(__name__)
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 CUDNN_SINCE = (2, 11)  # seen: PyTorch itself takes cuDNN on Hopper
-# Of a forward of random 14B blocks, against float32: what `auto` lets an 8-bit row add.
-ERROR_BUDGET = 0.04
+# `auto` takes an 8-bit row where a forward of random 14B blocks stays as near to float32 as this,
+# and within twice the error of exact attention in bfloat16. Seen on an H200 (four blocks, 10,920
+# tokens, gates near one): exact 0.27 %, gluon 0.43 %, triton 0.52 %.
+ERROR_BUDGET, WORSE_THAN_EXACT = 0.04, 2.0
 
 
 class Backend(NamedTuple):
     load: Callable[[torch.device], Attend]
     blocked_by: Callable[[Card], str | None]  # None when usable, else the reason in words
     is_exact: bool = True
-    # Compute capabilities on which an 8-bit row was seen within ERROR_BUDGET, and faster.
+    # Compute capabilities on which an 8-bit row was seen within these bounds, and faster.
     proven_on: tuple[tuple[int, int], ...] = ()
 
 

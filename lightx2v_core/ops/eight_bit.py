@@ -144,9 +144,10 @@ def _tried(attend: EightBit, device: torch.device) -> EightBit:
 
     generator = torch.Generator(device).manual_seed(0)
     q, k, v = (
-        torch.randn(1, 200, 2, HEAD_DIM, generator=generator, device=device).bfloat16()
+        torch.randn(1, 700, 2, HEAD_DIM, generator=generator, device=device).bfloat16()
         for _ in range(3)
     )
+    v *= torch.linspace(0, 4, 700, device=device).exp()[:, None, None]  # blocks of unlike size
     q_BNLD, k_BNLD, v_BNLD = (x.transpose(1, 2) for x in (q, k, v))
     expected = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
 

@@ -1,10 +1,10 @@
 """8-bit attention for Hopper in Gluon, which is part of Triton 3.6 and experimental there.
 
 A program takes 128 queries of one head: two warpgroups of 64 rows each, and one warp that copies
-keys and values through a ring of shared memory. For each block of keys, the last one first: int8
-Q K^T, running maximum, P as float8 straight into the registers of P V (prepare.py numbers the
-tokens of V so that nothing moves between lanes), a fresh sum P V added in float32, since Hopper
-adds float8 products in about 14 bits, and the sum of each row as one more product with ones.
+keys and values through a ring of shared memory. For each block of keys: int8 Q K^T, running
+maximum, P as float8 straight into the registers of P V (prepare.py numbers the tokens of V so that
+nothing moves between lanes), a fresh sum P V added in float32, since Hopper adds float8 products
+in about 14 bits, and the sum of each row as one more product with ones.
 
 The last block is filled up with keys of zeros. They weigh nothing: their values are zeros, and the
 ones of the sums are zeros there. Nor do they hide the others: keys have had their mean taken off,
@@ -94,23 +94,26 @@ def along(row, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def scores(q, ring, ready, i, no_s, RING: gl.constexpr):
+def scores(q, ring, i, no_s, RING: gl.constexpr):
     """Q K^T with the i-th block of keys, under way."""
-    mbarrier.wait(ready.index(i % RING), (i // RING) & 1)
     k = ring.index(i % RING).permute((1, 0))
     return warpgroup_mma(q, k, no_s, use_acc=False, is_async=True)
 
 
 @gluon.jit
-def p_v(p, ring, ready, i, ones, no_o, no_sum, SUM_LAYOUT: gl.constexpr, RING: gl.constexpr):
+def p_v(p, ring, i, ones, no_o, no_sum, SUM_LAYOUT: gl.constexpr, RING: gl.constexpr):
     """P V with the i-th block of values and the sums of the rows of P, under way."""
-    mbarrier.wait(ready.index(i % RING), (i // RING) & 1)
     v = ring.index(i % RING).permute((1, 0))
     o = warpgroup_mma(p, v, no_o, use_acc=False, is_async=True)
     p = gl.convert_layout(p, gl.DotOperandLayout(0, SUM_LAYOUT, 4), assert_trivial=True)
-    ones = ones.index(gl.minimum(i, 1)).permute((1, 0))
-    total = warpgroup_mma(p, ones, no_sum, use_acc=False, is_async=True)
+    total = warpgroup_mma(p, ones.permute((1, 0)), no_sum, use_acc=False, is_async=True)
     return o, total
+
+
+@gluon.jit
+def arrived(ready, i, RING: gl.constexpr):
+    """Wait for the i-th block of a ring."""
+    mbarrier.wait(ready.index(i % RING), (i // RING) & 1)
 
 
 @gluon.jit
@@ -140,8 +143,8 @@ def consume(
     rows = first_row + gl.arange(0, 64, layout=gl.SliceLayout(1, S_LAYOUT))
     q_scale = gl.load(Q_SCALE + one * P + rows)
     blocks = (L + KEYS - 1) // KEYS
-    K_SCALE += one * (P // KEYS) + blocks - 1
-    EXPONENT += one * (P // KEYS) + blocks - 1
+    K_SCALE += one * (P // KEYS)
+    EXPONENT += one * (P // KEYS)
     k_scale = gl.load(K_SCALE)
     exponent = gl.load(EXPONENT)
     # What o is counted in. Loaded again: two names of one value are not both carried round a loop.
@@ -154,17 +157,20 @@ def consume(
     largest = gl.full((64,), -1e30, gl.float32, gl.SliceLayout(1, S_LAYOUT))
     mbarrier.wait(q_ready, 0)
     q = q_ring.index(GROUP)
-    s = warpgroup_mma_wait(0, [scores(q, k_ring, k_ready, 0, no_s, RING)])
+    arrived(k_ready, 0, RING)
+    s = warpgroup_mma_wait(0, [scores(q, k_ring, 0, no_s, RING)])
     mbarrier.arrive(k_empty.index(0))
     for i in range(0, blocks - 1):
         scale = q_scale * k_scale
-        K_SCALE -= 1
-        EXPONENT -= 1
+        K_SCALE += 1
+        EXPONENT += 1
         k_scale = gl.load(K_SCALE)
         p, largest, shrink = softmax_step(s.to(gl.float32), scale, largest, CODE_EXP)
         p = packed(p, P_LAYOUT, CODE_EXP, KEYS)
-        s = scores(q, k_ring, k_ready, i + 1, no_s, RING)
-        more, sums = p_v(p, v_ring, v_ready, i, ones, no_o, no_sum, SUM_LAYOUT, RING)
+        arrived(k_ready, i + 1, RING)
+        arrived(v_ready, i, RING)
+        s = scores(q, k_ring, i + 1, no_s, RING)
+        more, sums = p_v(p, v_ring, i, ones.index(1), no_o, no_sum, SUM_LAYOUT, RING)
         s, more, sums = warpgroup_mma_wait(0, [s, more, sums])
         mbarrier.arrive(k_empty.index((i + 1) % RING))
         mbarrier.arrive(v_empty.index(i % RING))
@@ -174,7 +180,8 @@ def consume(
         exponent = gl.load(EXPONENT)
     p, largest, shrink = softmax_step(s.to(gl.float32), q_scale * k_scale, largest, CODE_EXP)
     p = packed(p, P_LAYOUT, CODE_EXP, KEYS)
-    more, sums = p_v(p, v_ring, v_ready, blocks - 1, ones, no_o, no_sum, SUM_LAYOUT, RING)
+    arrived(v_ready, blocks - 1, RING)
+    more, sums = p_v(p, v_ring, blocks - 1, ones.index(0), no_o, no_sum, SUM_LAYOUT, RING)
     more, sums = warpgroup_mma_wait(0, [more, sums])
     total = total * along(shrink, SUM_LAYOUT) + sums
     o = o * along(shrink * exp2(unit - exponent), O_LAYOUT) + more
@@ -209,18 +216,17 @@ def produce(
         tma.async_copy_global_to_shared(q_from, [row + group * 64, 0], q_ready, q_ring.index(group))
     blocks = (L + KEYS - 1) // KEYS
     for i in range(blocks):
-        first = (blocks - 1 - i) * KEYS
         place = i % RING
         turn = ((i // RING) & 1) ^ 1
         mbarrier.wait(k_empty.index(place), turn)
         mbarrier.expect(k_ready.index(place), KEYS * D)
         tma.async_copy_global_to_shared(
-            k_from, [one * P + first, 0], k_ready.index(place), k_ring.index(place)
+            k_from, [one * P + i * KEYS, 0], k_ready.index(place), k_ring.index(place)
         )
         mbarrier.wait(v_empty.index(place), turn)
         mbarrier.expect(v_ready.index(place), KEYS * D)
         tma.async_copy_global_to_shared(
-            v_from, [one * D, first], v_ready.index(place), v_ring.index(place)
+            v_from, [one * D, i * KEYS], v_ready.index(place), v_ring.index(place)
         )
 
 

@@ -121,5 +121,5 @@ def tiles(capability: tuple[int, int], wide: bool) -> tuple[int, int, int, int]:
     Shared memory holds `stages` of K and V: 100 KB on consumer cards, 163 KB and more on others.
     """
     if capability[0] == 9:
-        return (128, 128, 2, 8) if wide else (64, 128, 3, 4)
+        return (128, 64, 2, 4) if wide else (64, 128, 2, 4)
     return (64, 64, 2, 4)

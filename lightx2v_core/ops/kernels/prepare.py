@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 BLOCK = 128  # tokens that share a scale in k and v
-ROW_TOKENS, SUM_TOKENS = 8, 32  # of one program of `rows`, without and with sums
+ROW_TOKENS, SUM_TOKENS = 16, 32  # of one program of `rows`, without and with sums
 NOTHING, HALF, CODES = 0, 1, 2
 
 

@@ -125,5 +125,5 @@ def _rows(
             T=tokens,
             HEADS=heads,
             D=D,
-            num_warps=max(1, min(8, heads // 8)),
+            num_warps=max(1, min(8, heads // (8 if sums is None else 16))),
         )
