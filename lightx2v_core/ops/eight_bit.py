@@ -29,6 +29,7 @@ Kernel = Callable[["Coded", "Coded", "Coded | Tensor", Tensor], None]
 
 LEAST_TOKENS = 8192  # below, cuDNN was as fast on an H200: six launches are more than one
 GLUON_TRITON = (3, 6)  # what the Gluon kernel was tested with; its interface still changes
+DESCRIPTORS = (3, 4)  # Triton with descriptors of tiles, which the plain kernel takes on 9.0
 OWN_ERROR = 0.08  # of the trial, on normal numbers: 0.02 to 0.045 was seen
 
 
@@ -107,7 +108,7 @@ def unfit(dtype: torch.dtype, head_dim: int, queries: int, keys: int) -> str | N
 
 
 def triton_row_blocked_by(card: Card) -> str | None:
-    return triton_blocked_by(card)
+    return triton_blocked_by(card, DESCRIPTORS)
 
 
 def gluon_row_blocked_by(card: Card) -> str | None:

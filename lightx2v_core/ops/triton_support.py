@@ -26,8 +26,8 @@ def triton_version() -> tuple[int, int] | None:
     return int(major), int(minor)
 
 
-def triton_blocked_by(card: Card) -> str | None:
-    """None when our kernels can be tried on `card`, else the reason in words."""
+def triton_blocked_by(card: Card, least: tuple[int, int] = LEAST_TRITON) -> str | None:
+    """None when our kernels can be tried on `card` with Triton `least`, else the reason."""
     if card.kind == "rocm":
         return "our kernels have not been tried on AMD cards"
     if card.kind != "cuda":
@@ -37,8 +37,8 @@ def triton_blocked_by(card: Card) -> str | None:
     version = triton_version()
     if version is None:
         return "the triton package is not installed"
-    if version < LEAST_TRITON:
-        return f"it needs Triton {dotted(LEAST_TRITON)} and this is {dotted(version)}"
+    if version < least:
+        return f"it needs Triton {dotted(least)} and this is {dotted(version)}"
     return None
 
 

@@ -78,7 +78,7 @@ def test_auto_takes_an_8_bit_row_for_an_8_bit_model_where_it_is_proven(card, nam
     [
         ("9.0", None, "gluon", "the triton package is not installed"),
         ("9.0", (3, 7), "gluon", r"tested with Triton 3\.6 alone and this is 3\.7"),
-        ("9.0", (3, 1), "triton", r"needs Triton 3\.2 and this is 3\.1"),
+        ("9.0", (3, 3), "triton", r"needs Triton 3\.4 and this is 3\.3"),
         ("12.0", (3, 6), "gluon", r"made for compute capability 9\.0 and this is 12\.0"),
         ("7.5", (3, 6), "triton", r"needs compute capability 8\.0 and this is 7\.5"),
         ("ROCm", (3, 6), "triton", "not been tried on AMD cards"),
