@@ -44,6 +44,8 @@ class EightBit:
 
     def __call__(self, q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor) -> Tensor:
         reason = unfit(q_BNLD.dtype, q_BNLD.shape[-1], q_BNLD.shape[2], k_BNLD.shape[2])
+        if not q_BNLD.is_cuda:
+            reason = reason or f"numbers on {q_BNLD.device.type}"
         if reason:
             self._say(reason)
             return self._exact(q_BNLD, k_BNLD, v_BNLD)

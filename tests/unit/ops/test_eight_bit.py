@@ -52,6 +52,15 @@ def test_a_call_that_does_not_suit_the_kernel_is_exact_and_said_once(caplog):
 
 
 @torch.no_grad()
+def test_a_call_on_a_cpu_is_exact(monkeypatch):
+    monkeypatch.setattr(eight_bit, "LEAST_TOKENS", 1)
+    attend = EightBit("triton", lambda *a: pytest.fail("no kernel on a CPU"), False, sdpa)
+    q, k, v = normal(1, 40, 2, 1, "cpu")
+
+    assert torch.equal(attend(q, k, v), sdpa(q, k, v))
+
+
+@torch.no_grad()
 def test_a_model_given_8_bit_attention_on_a_cpu_stays_bit_for_bit_plain():
     model, inputs = tiny_model("i2v"), tiny_inputs(VARIANTS["i2v"])
     attend = EightBit("triton", lambda *a: pytest.fail("no kernel on a CPU"), False, sdpa)
