@@ -25,6 +25,7 @@ from .memory.plan import check_ram, is_ram_short
 from .memory.residency import Residency
 from .ops.attention import select_attention
 from .presets import demo_path
+from .quant.linear import holds_codes
 from .quant.multiply import set_matmul
 from .quant.quantise import KEEP
 from .quant.schemes import select_linear
@@ -118,7 +119,8 @@ def load_transformer(
 
     residency = Residency(model, weight_files(checkpoint), reread)
     model.run_block = residency.run_block
-    model.attend = select_attention(attention, device)
+    exact = dtype == torch.float32 or not holds_codes(model)
+    model.attend = select_attention(attention, device, exact)
     multiplied = set_matmul(model, matmul, device, dtype)
     summary = (
         f"{checkpoint.name}: {info.describe()}, {info.bytes / 1e9:.2f} GB, {info.tensors} tensors, "

@@ -17,6 +17,7 @@ from .checkpoint.writing import write_somewhere
 from .datatypes import VideoSize
 from .errors import CheckpointError, LightX2VError, RequestError
 from .lora.steps import read_strengths
+from .ops.attention import BACKENDS
 from .ops.matmul import MATMUL_CHOICES
 from .pipeline import GenerateRequest, OnProgress, Pipeline, Result
 from .presets import FPS, Overrides
@@ -123,7 +124,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     """How and where it is computed."""
     add = parser.add_argument
-    add("--attention", default="auto", help="auto, sdpa, flash, sage")
+    add("--attention", default="auto", help=f"auto, {', '.join(BACKENDS)}")
     add(
         "--quant",
         default=KEEP,

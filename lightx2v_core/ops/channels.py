@@ -90,7 +90,7 @@ def select_pass(device: torch.device) -> Pass:
     log.info("passes between convolutions: %s", f"PyTorch ({reason})" if reason else "Triton")
     if reason:
         return plain
-    from .channels_triton import fused
+    from .kernels.channels import fused
 
     return fused
 
@@ -98,7 +98,7 @@ def select_pass(device: torch.device) -> Pass:
 def _failure(device: torch.device) -> str | None:
     """Triton compiles at first use, which needs a working C compiler; None when all is well."""
     try:
-        from .channels_triton import COMPILE_ERRORS, fused
+        from .kernels.channels import COMPILE_ERRORS, fused
     except ImportError as error:
         return f"triton cannot be imported: {error}"
     x = torch.linspace(-3.0, 3.0, 64 * 48, device=device).view(1, 8, 8, 48).half()

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from .. import ops as default_ops
 from ..errors import RequestError
 from ..ops.attention import Attend, sdpa
+from ..ops.eight_bit import EightBit
 from ..ops.layers import cast
+from ..ops.norm_rotary import norm_rotate, split_heads
 from .config import CLIP_DIM, CLIP_TOKENS, FREQ_DIM, HEAD_DIM, PATCH, WanConfig
-from .rope import rotary_table, rotate
+from .rope import rotary_table
 
 Ops = ModuleType | Any  # anything with Linear, Conv3d, RMSNorm, LayerNorm
 
@@ -57,10 +59,6 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tenso
     return F.layer_norm(x.float(), x.shape[-1:], eps=eps) * (1 + scale) + shift
 
 
-def split_heads(x_BLE: Tensor) -> Tensor:
-    return x_BLE.unflatten(-1, (-1, HEAD_DIM))  # BLE -> BLND
-
-
 class SelfAttention(nn.Module):
     def __init__(self, dim: int, eps: float, ops: Ops) -> None:
         super().__init__()
@@ -69,16 +67,25 @@ class SelfAttention(nn.Module):
         self.norm_q, self.norm_k = (ops.RMSNorm(dim, eps=eps) for _ in range(2))
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
-        q = rotate(split_heads(self.norm_q(self.q(x))), inputs.rotary)
-        k = rotate(split_heads(self.norm_k(self.k(x))), inputs.rotary)
+        attend, rotary = inputs.attend, inputs.rotary
+        if isinstance(attend, EightBit) and attend.fuses(x, self.norm_q, self.norm_k):
+            q_codes = attend.queries(self.q(x), self.norm_q, rotary)
+            k_codes = attend.keys(self.k(x), self.norm_k, rotary)
+            return self.o(attend.attend(q_codes, k_codes, attend.values(split_heads(self.v(x))), x))
+        q = norm_rotate(self.q(x), self.norm_q, rotary)
+        k = norm_rotate(self.k(x), self.norm_k, rotary)
         v = split_heads(self.v(x))
         # BLND -> BNLD -> BLE
-        y = inputs.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self.o(y.transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):
-    """Text attention; with a CLIP branch, image attention by the same query is added before o."""
+    """Text attention; with a CLIP branch, image attention by the same query is added before o.
+
+    Keys and values of text and picture are the same in every step, and made again all the same: of
+    a 14B forward they are 0.2 %, and keeping them takes 0.63 GB.
+    """
 
     def __init__(self, dim: int, eps: float, takes_clip: bool, ops: Ops) -> None:
         super().__init__()
@@ -89,16 +96,17 @@ class CrossAttention(nn.Module):
             self.norm_k_img = ops.RMSNorm(dim, eps=eps)
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
-        q = split_heads(self.norm_q(self.q(x))).transpose(1, 2)
+        q = norm_rotate(self.q(x), self.norm_q, None).transpose(1, 2)  # BLND -> BNLD
         text = inputs.text_BSE
-        y = self._attend(q, self.norm_k(self.k(text)), self.v(text), inputs)
+        y = self._attend(q, norm_rotate(self.k(text), self.norm_k, None), self.v(text), inputs)
         if inputs.clip_BSE is not None:
             clip = inputs.clip_BSE
-            y = y + self._attend(q, self.norm_k_img(self.k_img(clip)), self.v_img(clip), inputs)
+            k = norm_rotate(self.k_img(clip), self.norm_k_img, None)
+            y = y + self._attend(q, k, self.v_img(clip), inputs)
         return self.o(y)
 
-    def _attend(self, q_BNLD: Tensor, k: Tensor, v: Tensor, inputs: BlockInputs) -> Tensor:
-        k, v = split_heads(k).transpose(1, 2), split_heads(v).transpose(1, 2)
+    def _attend(self, q_BNLD: Tensor, k_BLND: Tensor, v: Tensor, inputs: BlockInputs) -> Tensor:
+        k, v = k_BLND.transpose(1, 2), split_heads(v).transpose(1, 2)
         return inputs.attend(q_BNLD, k, v).transpose(1, 2).flatten(2)  # BNLD -> BLE
 
 

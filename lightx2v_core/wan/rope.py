@@ -5,19 +5,31 @@ Su et al., "RoFormer", https://arxiv.org/abs/2104.09864, with one third of the h
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 THETA = 10000.0
 
 
+@lru_cache(maxsize=2)  # two sizes: every step, both halves of a guided call and both experts share
 def rotary_table(
     grid: tuple[int, int, int], head_dim: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """(cos, sin), each L x D/2 float32, tokens in frame, row, column order.
 
-    Built in float64: 128 lanes split 44 / 42 / 42 over time, height, width.
+    Built in float64: 128 lanes split 44 / 42 / 42 over time, height, width. Callers share the
+    tensors and do not write to them.
     """
+    # Not of inference mode, since training may use them after it.
+    with torch.inference_mode(False), torch.no_grad():
+        return _table(grid, head_dim, device)
+
+
+def _table(
+    grid: tuple[int, int, int], head_dim: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     side = 2 * (head_dim // 6)
     angles = []
     for axis, (positions, lanes) in enumerate(
@@ -31,11 +43,3 @@ def rotary_table(
         angles.append(angle.view(shape).expand(*grid, -1))
     table = torch.cat(angles, dim=-1).flatten(0, 2)
     return table.cos().float(), table.sin().float()
-
-
-def rotate(x_BLND: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair of lanes by its token's angle, in float32; result in the input's dtype."""
-    cos, sin = (part[None, :, None, :] for part in rotary)
-    even, odd = x_BLND.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return turned.flatten(-2).to(x_BLND.dtype)

@@ -20,6 +20,7 @@ ORDER = [
     *("api_server", "worker", "infer", "cli", "__main__"),
 ]
 SOURCES = sorted(p for p in CORE.rglob("*.py") if p != CORE / "__init__.py")
+KERNELS = CORE / "ops" / "kernels"  # imported where Triton is there, and only there
 HOST_MODULES = {"comfy", "folder_paths", "comfy_api", "comfy_extras", "node_helpers", "server"}
 # Third-party modules that only these files may import.
 RESERVED = {
@@ -27,6 +28,8 @@ RESERVED = {
     "gguf": "quant/gguf_package.py",
     "sageattention": "ops/attention.py",
     "flash_attn": "ops/attention.py",
+    "flash_attn_interface": "ops/attention.py",
+    "triton": "ops/",
     "comfy_kitchen": "ops/",
 }
 
@@ -75,14 +78,16 @@ def test_a_module_keeps_out_of_other_modules_territory(path):
 def test_no_function_is_longer_than_a_screen(path):
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            assert node.end_lineno - node.lineno < 60, f"{node.name} is too long"
+            # A kernel's arguments take a line each, and its registers one function.
+            limit = 90 if path.parent == KERNELS else 60
+            assert node.end_lineno - node.lineno < limit, f"{node.name} is too long"
 
 
 def test_importing_everything_has_no_side_effect():
     modules = [
         "lightx2v_core." + ".".join(p.relative_to(CORE).with_suffix("").parts)
         for p in SOURCES
-        if p.name not in ("__init__.py", "__main__.py") and "_triton" not in p.name
+        if p.name not in ("__init__.py", "__main__.py") and p.parent != KERNELS
     ]
     script = f"""
 import logging, os, sys, threading
@@ -118,3 +123,13 @@ def test_the_root_file_imports_nothing_until_asked():
     )
 
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(CORE).as_posix())
+def test_kernels_are_imported_inside_functions_alone(path):
+    if path.parent == KERNELS:
+        return
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            assert "kernels" not in (node.module or "").split("."), "needs Triton at import"
+            assert "kernels" not in [alias.name for alias in node.names], "needs Triton at import"

@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from benchmarks import linears, loading
+from benchmarks import attention, linears, loading
 
 
 def test_every_case_gives_a_line_with_its_figures_or_the_reason(tmp_path, monkeypatch, capsys):
@@ -43,3 +43,22 @@ def test_loading_tells_the_ram_of_quantising_and_of_loading(tmp_path, capsys):
     assert 0 < line["load_anonymous"] < 2**30
     assert line["quantise_anonymous"] < 2**28
     assert list(tmp_path.iterdir()) == [out], "the large files are removed"
+
+
+def test_attention_gives_a_line_for_every_row_or_the_reason(tmp_path, capsys):
+    out = tmp_path / "lines.jsonl"
+
+    code = attention.main(
+        ["--device", "cpu", "--tokens", "70", "--heads", "2", "--repeats", "1", "--out", str(out)]
+    )
+
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert code == 0
+    assert capsys.readouterr().out == out.read_text()
+    assert {line["case"] for line in lines} >= {"attention_8bit", "attention_16bit", "rms_rotary"}
+    assert lines[0]["ratio"] == 1.0, "PyTorch's own attention is what ratios are taken to"
+    for line in lines:
+        assert (line["tokens"], line["heads"]) == (70, 2)
+        assert (line.get("seconds", 0) > 0) != bool(line.get("blocked_by")), line
+    errors = [line["relative_error"] for line in lines if "relative_error" in line]
+    assert len(errors) == 2 and max(errors) < 1e-5

@@ -1,36 +1,193 @@
+"""Which attention a card takes, and what each row is refused for. Cards are made up."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 
+from lightx2v_core.device import Card
 from lightx2v_core.errors import CapabilityError
-from lightx2v_core.ops import attention
-from lightx2v_core.ops.attention import BACKENDS, Backend, select_attention
+from lightx2v_core.ops import attention, eight_bit, triton_support
+from lightx2v_core.ops.attention import BACKENDS, Backend, select_attention, takes_cudnn
+
+TORCH = (2, 11)
+CARDS = {
+    "8.0": Card("cuda", (8, 0), TORCH),
+    "8.6": Card("cuda", (8, 6), TORCH),
+    "8.9": Card("cuda", (8, 9), TORCH),
+    "9.0": Card("cuda", (9, 0), TORCH),
+    "12.0": Card("cuda", (12, 0), TORCH),
+    "7.5": Card("cuda", (7, 5), TORCH),
+    "ROCm": Card("rocm", (9, 4), TORCH),
+    "MPS": Card("mps", (0, 0), TORCH),
+    "CPU": Card("cpu", (0, 0), TORCH),
+}
+# What `auto` takes for an 8-bit model, and the 8-bit rows of ours that a card can be asked for.
+TAKEN = {
+    "8.0": ("sdpa", ["triton"]),
+    "8.6": ("sdpa", ["triton"]),
+    "8.9": ("sdpa", ["triton"]),
+    "9.0": ("gluon", ["gluon", "triton"]),
+    "12.0": ("sdpa", ["triton"]),
+    "7.5": ("sdpa", []),
+    "ROCm": ("sdpa", []),
+    "MPS": ("sdpa", []),
+    "CPU": ("sdpa", []),
+}
+PACKAGES = {
+    "flash": "flash_attn",
+    "flash3": "flash_attn_interface",
+    "sage": "sageattention",
+    "kitchen": "comfy_kitchen",
+}
 
 
-def test_auto_takes_the_exact_row():
-    assert select_attention("auto") is attention.sdpa
+@pytest.fixture
+def card(monkeypatch):
+    """Puts a card with Triton 3.6 into the machine; rows that load are named, not loaded."""
+
+    def put(name: str, triton: tuple[int, int] | None = (3, 6)) -> Card:
+        monkeypatch.setattr(attention, "describe_card", lambda device: CARDS[name])
+        for module in (triton_support, eight_bit):
+            monkeypatch.setattr(module, "triton_version", lambda: triton)
+        rows = {k: row._replace(load=lambda device, k=k: k) for k, row in BACKENDS.items()}
+        monkeypatch.setattr(attention, "BACKENDS", rows)
+        return CARDS[name]
+
+    return put
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_auto_is_exact_for_a_16_bit_model_on_every_card(card, name):
+    card(name)
+
+    assert select_attention("auto", "cpu") == "sdpa"
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_auto_takes_an_8_bit_row_for_an_8_bit_model_where_it_is_proven(card, name):
+    put = card(name)
+
+    assert select_attention("auto", "cpu", exact=False) == TAKEN[name][0]
+    ours = [key for key in ("gluon", "triton") if BACKENDS[key].blocked_by(put) is None]
+    assert ours == TAKEN[name][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "triton", "row", "words"),
+    [
+        ("9.0", None, "gluon", "the triton package is not installed"),
+        ("9.0", (3, 7), "gluon", r"tested with Triton 3\.6 alone and this is 3\.7"),
+        ("9.0", (3, 3), "triton", r"needs Triton 3\.4 and this is 3\.3"),
+        ("12.0", (3, 6), "gluon", r"made for compute capability 9\.0 and this is 12\.0"),
+        ("7.5", (3, 6), "triton", r"needs compute capability 8\.0 and this is 7\.5"),
+        ("ROCm", (3, 6), "triton", "not been tried on AMD cards"),
+        ("MPS", (3, 6), "gluon", "needs an NVIDIA GPU and this is mps"),
+        ("CPU", (3, 6), "triton", "needs an NVIDIA GPU and this is cpu"),
+    ],
+)
+def test_a_named_row_of_ours_is_refused_with_the_reason(card, name, triton, row, words):
+    card(name, triton)
+
+    with pytest.raises(CapabilityError, match=f"{row!r} cannot run here: .*{words}; use auto"):
+        select_attention(row, "cpu")
+
+
+def test_auto_goes_on_and_says_why_where_a_row_fails_its_trial(card, caplog, monkeypatch):
+    card("9.0")
+
+    def fails(device):
+        raise CapabilityError("it is wrong here by 12.0%")
+
+    rows = attention.BACKENDS
+    rows = rows | {"gluon": rows["gluon"]._replace(load=fails)}
+    monkeypatch.setattr(attention, "BACKENDS", rows)
+
+    with caplog.at_level("INFO"):
+        taken = select_attention("auto", "cpu", exact=False)
+
+    assert taken == "triton"
+    assert "attention: not gluon: it is wrong here by 12.0%" in caplog.text
+    with pytest.raises(CapabilityError, match="wrong here by"):
+        select_attention("gluon", "cpu")
+
+
+def test_auto_says_what_a_proven_row_lacks(card, caplog):
+    card("9.0", triton=(3, 7))
+
+    with caplog.at_level("INFO"):
+        taken = select_attention("auto", "cpu", exact=False)
+
+    assert taken == "triton"
+    assert "attention: not gluon: it was tested with Triton 3.6 alone" in caplog.text
+
+
+def test_cudnn_goes_first_on_hopper_alone(monkeypatch, caplog):
+    assert [name for name, one in CARDS.items() if takes_cudnn(one)] == ["9.0"]
+    assert not takes_cudnn(CARDS["9.0"]._replace(torch=(2, 6)))
+
+    taken = []
+    for version in ((2, 6), (2, 7), (2, 10), (2, 11)):
+        one = CARDS["9.0"]._replace(torch=version)
+        monkeypatch.setattr(attention, "describe_card", lambda device, one=one: one)
+        with caplog.at_level("INFO"):
+            taken.append(select_attention("sdpa", "cpu"))
+
+    ours = attention.sdpa_cudnn_first
+    assert taken == [attention.sdpa, ours, ours, attention.sdpa]
+    assert caplog.messages == ["attention: sdpa", *["attention: sdpa (cuDNN first)"] * 3]
+
+
+def test_on_a_cpu_auto_is_plain_sdpa_and_the_log_says_so(caplog):
+    with caplog.at_level("INFO"):
+        taken = [select_attention("auto", "cpu", exact=exact) for exact in (True, False)]
+
+    assert taken == [attention.sdpa] * 2
+    assert caplog.messages == ["attention: sdpa"] * 2
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(CapabilityError, match="'magic' is unknown; use auto, sdpa, flash, sage"):
+    with pytest.raises(CapabilityError, match="'magic' is unknown; use auto, gluon, triton, sdpa"):
         select_attention("magic")
 
 
-@pytest.mark.parametrize("name", ["sage", "flash"])
+@pytest.mark.parametrize("name", PACKAGES)
 def test_a_named_choice_is_refused_and_not_replaced_where_its_package_is_missing(name, monkeypatch):
     monkeypatch.setattr(attention, "find_spec", lambda package: None)
 
-    with pytest.raises(CapabilityError, match=f"{name!r} cannot run here: .* not installed"):
+    with pytest.raises(
+        CapabilityError, match=f"{name!r} cannot run here: the {PACKAGES[name]} .* not installed"
+    ):
         select_attention(name)
 
 
-@pytest.mark.parametrize("name", ["sage", "flash"])
+@pytest.mark.parametrize("name", PACKAGES)
 def test_a_cuda_row_is_refused_on_the_cpu_even_where_its_package_is_there(name, monkeypatch):
     monkeypatch.setattr(attention, "find_spec", lambda package: object())
 
-    with pytest.raises(CapabilityError, match=r"needs .* GPU and this is cpu"):
+    with pytest.raises(CapabilityError, match=r"needs a CUDA GPU and this is cpu"):
         select_attention(name, "cpu")
+
+
+def test_a_package_row_is_refused_on_cards_it_is_not_made_for(monkeypatch):
+    monkeypatch.setattr(attention, "find_spec", lambda package: object())
+    blocked = {
+        name: [c for c, one in CARDS.items() if BACKENDS[name].blocked_by(one) is not None]
+        for name in PACKAGES
+    }
+
+    assert blocked["flash3"] == [c for c in CARDS if c != "9.0"]
+    assert blocked["flash"] == blocked["sage"] == ["7.5", "MPS", "CPU"]
+    assert blocked["kitchen"] == ["MPS", "CPU"]
+
+
+def test_an_older_comfy_kitchen_is_named(monkeypatch):
+    has = {"comfy_kitchen": object(), "comfy_kitchen.sage_attention": None}
+    monkeypatch.setattr(attention, "find_spec", has.get)
+
+    assert (
+        BACKENDS["kitchen"].blocked_by(CARDS["9.0"]) == "this comfy-kitchen has no int8 attention"
+    )
 
 
 def test_auto_skips_a_blocked_row(monkeypatch):
@@ -38,8 +195,8 @@ def test_auto_skips_a_blocked_row(monkeypatch):
         return q
 
     rows = {
-        "first": Backend(lambda: attention.sdpa, lambda device: "it is blocked"),
-        "second": Backend(lambda: chosen, lambda device: None),
+        "first": Backend(lambda device: attention.sdpa, lambda card: "it is blocked"),
+        "second": Backend(lambda device: chosen, lambda card: None),
     }
     monkeypatch.setattr(attention, "BACKENDS", rows)
 
@@ -51,4 +208,10 @@ def test_the_plain_row_is_softmax_of_scaled_products():
 
     expected = torch.softmax(q @ k.transpose(-1, -2) / 128**0.5, dim=-1) @ v
 
-    torch.testing.assert_close(BACKENDS["sdpa"].load()(q, k, v), expected)
+    torch.testing.assert_close(select_attention("sdpa")(q, k, v), expected)
+
+
+def test_cudnn_first_is_the_same_attention():
+    q, k, v = torch.randn(3, 1, 2, 9, 128, generator=torch.Generator().manual_seed(1))
+
+    torch.testing.assert_close(attention.sdpa_cudnn_first(q, k, v), attention.sdpa(q, k, v))

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from lightx2v_core.errors import RequestError
+from lightx2v_core.ops.norm_rotary import rotate
 from lightx2v_core.wan.model import sinusoid, unpatchify
-from lightx2v_core.wan.rope import rotary_table, rotate
+from lightx2v_core.wan.rope import rotary_table
 from tests.conftest import VARIANTS, relative_error, tiny_inputs, tiny_model
 
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .channels import LEAST_SQUARES, Between
+from ..channels import LEAST_SQUARES, Between
 
 COMPILE_ERRORS = (
     triton.CompilationError,
