@@ -38,7 +38,7 @@ def set_matmul(model: nn.Module, name: str, device: torch.device | str, dtype: t
         choice = select_matmul(name, card, weight, dtype)
         chosen[choice] += 1
         if isinstance(linear, QuantisedLinear):
-            linear.multiply = ROWS[choice.row].multiply
+            linear.use(ROWS[choice.row])
     line = _describe(chosen)
     log.info("matmul: %s", line)
     return line

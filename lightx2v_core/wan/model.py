@@ -16,14 +16,16 @@ from typing import Any
 from typing import cast as cast_type
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from .. import ops as default_ops
 from ..errors import RequestError
+from ..ops import glue
 from ..ops.attention import Attend, sdpa
+from ..ops.glue import ModulatedNorm
 from ..ops.layers import cast
+from ..ops.rows import form_for
 from .config import CLIP_DIM, CLIP_TOKENS, FREQ_DIM, HEAD_DIM, PATCH, WanConfig
 from .rope import rotary_table, rotate
 
@@ -50,11 +52,6 @@ RunBlock = Callable[[int, "WanBlock", Tensor, BlockInputs], Tensor]
 
 def run_block_plainly(_index: int, block: WanBlock, x: Tensor, inputs: BlockInputs) -> Tensor:
     return block(x, inputs)
-
-
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """LayerNorm without parameters, then x * (1 + scale) + shift, all in float32."""
-    return F.layer_norm(x.float(), x.shape[-1:], eps=eps) * (1 + scale) + shift
 
 
 def split_heads(x_BLE: Tensor) -> Tensor:
@@ -122,13 +119,19 @@ class WanBlock(nn.Module):
         modulation = cast(self.modulation, x) + inputs.modulation_B6E
         # Order in the checkpoint: shift, scale, gate of attention, then the same of the FFN.
         shift_sa, scale_sa, gate_sa, shift_ffn, scale_ffn, gate_ffn = modulation.chunk(6, dim=1)
+        attention, cross, (rise, _, fall) = self.self_attn, self.cross_attn, self.ffn
         dtype = inputs.dtype
 
-        y = modulated_norm(x, shift_sa, scale_sa, self.eps).to(dtype)
-        x = x + self.self_attn(y, inputs) * gate_sa
-        x = x + self.cross_attn(self.norm3(x).to(dtype), inputs)
-        y = modulated_norm(x, shift_ffn, scale_ffn, self.eps).to(dtype)
-        return x + self.ffn(y) * gate_ffn
+        how = ModulatedNorm(shift_sa, scale_sa, self.eps)
+        y = glue.norm(x, how, form_for((attention.q, attention.k, attention.v), dtype))
+        y = attention(y, inputs)
+        x, y = glue.add_norm(x, y, gate_sa, self.norm3, form_for((cross.q,), dtype))
+        y = cross(y, inputs)
+        # From here on x is this block's own, so that kernels may write over it.
+        how = ModulatedNorm(shift_ffn, scale_ffn, self.eps)
+        x, y = glue.add_norm(x, y, None, how, form_for((rise,), dtype), in_place=True)
+        y = glue.gelu_of(rise, y, form_for((fall,), dtype))
+        return glue.add(x, fall(y), gate_ffn, in_place=True)
 
 
 class Head(nn.Module):
@@ -141,7 +144,7 @@ class Head(nn.Module):
     def forward(self, x: Tensor, embedding_BE: Tensor) -> Tensor:
         modulation = cast(self.modulation, x) + embedding_BE[:, None]
         shift, scale = modulation.chunk(2, dim=1)
-        return self.head(modulated_norm(x, shift, scale, self.eps))
+        return self.head(ModulatedNorm(shift, scale, self.eps)(x))
 
 
 class ImageEmbedding(nn.Module):

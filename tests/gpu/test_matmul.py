@@ -11,7 +11,8 @@ from torch import Tensor
 from benchmarks.linears import CASES, SHAPES, TOKENS, quantised_linear, run
 from lightx2v_core.device import describe_card
 from lightx2v_core.lora.branches import Branch
-from lightx2v_core.ops.matmul import DEQUANTISE, FP8, ROWS, Weight, quantise_rows, select_matmul
+from lightx2v_core.ops.matmul import DEQUANTISE, FP8, ROWS, Weight, select_matmul
+from lightx2v_core.ops.rows import quantise_rows
 from lightx2v_core.quant.blocks import Mxfp8Linear, Nvfp4Linear
 from tests.conftest import relative_error
 
