@@ -24,6 +24,7 @@ from .errors import CapabilityError, CheckpointError, RequestError
 from .memory.plan import check_ram, is_ram_short
 from .memory.residency import Residency
 from .ops.attention import select_attention
+from .ops.fused import describe_kernels
 from .presets import demo_path
 from .quant.multiply import set_matmul
 from .quant.quantise import KEEP
@@ -128,6 +129,8 @@ def load_transformer(
         summary += f"; quantised to {quantisation}: {residency.total_bytes / 1e9:.2f} GB"
     if multiplied:
         summary += f"; matmul: {multiplied}"
+    if torch.device(device).type == "cuda":
+        summary += f"; kernels: {describe_kernels(device)}"
     log.info("%s, %.1f s", summary, time.perf_counter() - started)
     return LoadedTransformer(model, info, residency, summary)
 
