@@ -93,13 +93,15 @@ def load_transformer(
     ops: Ops = default_ops,
     quantisation: str = KEEP,
     matmul: str = "auto",
+    cache: Path | None = None,
 ) -> LoadedTransformer:
     """Build the transformer in `path`: a file, a folder, or a checkpoint that is open already.
 
     Weights stay memory-mapped where `dtype` is the file's. `dtype` is what blocks compute in.
     `device` only chooses attention and matmul: `residency.place` moves weights. `ops` is a
     namespace of layers, for hosts that bring their own. `quantisation` keeps the number format of
-    the file, or turns its linears into fp8 or int8 codes. `matmul` names a row of ops/matmul.py.
+    the file, or turns its linears into fp8 or int8 codes. `matmul` names a row of ops/matmul.py,
+    or is "measured", whose times are kept in the folder `cache`.
     Raises CheckpointError for a file that is no Wan transformer this version runs.
     """
     started = time.perf_counter()
@@ -120,7 +122,7 @@ def load_transformer(
     residency = Residency(model, weight_files(checkpoint), reread)
     model.run_block = residency.run_block
     model.attend = select_attention(attention, device)
-    multiplied = set_matmul(model, matmul, device, dtype)
+    multiplied = set_matmul(model, matmul, device, dtype, cache)
     summary = (
         f"{checkpoint.name}: {info.describe()}, {info.bytes / 1e9:.2f} GB, {info.tensors} tensors, "
         f"computing in {str(dtype).removeprefix('torch.')}"

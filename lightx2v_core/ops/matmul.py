@@ -193,7 +193,8 @@ ROWS = {
     "kitchen-int8": Row(kitchen_int8, (INT8,), _kitchen_blocked_by),
     DEQUANTISE: Row(None, (), _dequantise_blocked_by),
 }
-MATMUL_CHOICES = ("auto", *ROWS)
+MEASURED = "measured"  # the fastest row by time, see quant/measured.py
+MATMUL_CHOICES = ("auto", MEASURED, *ROWS)
 
 
 class Choice(NamedTuple):

@@ -112,7 +112,7 @@ def test_shapes_that_a_kernel_does_not_take_are_dequantised():
         ("int8", "ROCm", INT8, "it has not been tried on AMD cards"),
         ("int8", "9.0", Weight("int8", 36, 64), "multiples of 8 and these are 36 and 64"),
         ("kitchen-int8", "9.0", INT8, "the comfy-kitchen package is not installed"),
-        ("magic", "9.0", INT8, "matmul 'magic' is unknown; use auto, fp8-row, fp8-tensor, int8"),
+        ("magic", "9.0", INT8, "matmul 'magic' is unknown; use auto, measured, fp8-row"),
     ],
 )
 def test_a_named_row_is_refused_with_its_reason_and_not_replaced(name, card, weight, words):
