@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -154,8 +155,8 @@ def load_experts(
         needed = cast_bytes(checkpoint, dtype, quantisation)
         for expert in experts if is_ram_short(needed) else ():
             expert.residency.forget()
-        chosen = {"quantisation": quantisation, "matmul": matmul}
-        experts.append(load_transformer(checkpoint, dtype, attention, device, **chosen))
+        load = partial(load_transformer, quantisation=quantisation, matmul=matmul)
+        experts.append(load(checkpoint, dtype, attention, device))
     return experts
 
 
