@@ -120,7 +120,7 @@ def _one_line(error: BaseException) -> str:
 
 def _is_right(module: ModuleType, device: torch.device) -> bool:
     """Rows of whole numbers, which have one right answer."""
-    x = torch.arange(-16.0, 16.0, device=device).repeat(3, 1)
+    x = torch.arange(-127.0, 128.0, device=device).repeat(3, 1)
     rows = module.rows(x, Form(torch.float32, torch.int8, tokens=False))
     codes, scale = quantise_rows(x, torch.int8)
     return bool(torch.equal(rows.codes_LK, codes) and torch.allclose(rows.scale_L1, scale))

@@ -26,30 +26,71 @@ def _larger(a, b):
 
 
 @triton.jit
+def _largest(y):
+    """Of a part of a row, not a number where one of them is none."""
+    return tl.reduce(tl.abs(y), 0, _larger)
+
+
+@triton.jit
+def _store(y, inverse, start, column, width, tokens_ptr, codes_ptr, TOKENS, LIMIT, WHOLE):
+    """A part of a row as tokens, codes or both."""
+    inside = column < width
+    if TOKENS:
+        tl.store(tokens_ptr + start + column, y, mask=inside)
+    if LIMIT > 0:
+        codes = y * inverse
+        if WHOLE:
+            # The whole number is in the low bits: without a conversion, which is slow.
+            codes = (codes + ROUNDER).to(tl.int32, bitcast=True)
+        tl.store(codes_ptr + start + column, codes.to(codes_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _store_row(
-    y,
+    a,
+    b,
     row,
-    column,
     width,
     tokens_ptr,
     codes_ptr,
     scale_ptr,
+    HEAD: tl.constexpr,
+    TAIL: tl.constexpr,
     TOKENS: tl.constexpr,
     LIMIT: tl.constexpr,  # 0: no codes
     WHOLE: tl.constexpr,
 ):
-    inside = column < width
-    if TOKENS:
-        tl.store(tokens_ptr + row * width + column, y, mask=inside)
+    """A whole row, whose columns up to HEAD are `a` and the others `b`."""
+    start, head, tail = row * width, tl.arange(0, HEAD), HEAD + tl.arange(0, TAIL)
+    inverse = 0.0
     if LIMIT > 0:
-        largest = tl.reduce(tl.abs(y), 0, _larger)
-        scale = tl.maximum(largest, LEAST_SCALE, propagate_nan=tl.PropagateNan.ALL) / LIMIT
-        codes = y / scale
-        if WHOLE:
-            codes = (codes + ROUNDER) - ROUNDER
-        tl.store(scale_ptr + row, scale)
-        codes = codes.to(codes_ptr.dtype.element_ty)
-        tl.store(codes_ptr + row * width + column, codes, mask=inside)
+        largest = _larger(_larger(_largest(a), _largest(b)), LEAST_SCALE)
+        inverse = LIMIT / largest
+        tl.store(scale_ptr + row, largest / LIMIT)
+    _store(a, inverse, start, head, width, tokens_ptr, codes_ptr, TOKENS, LIMIT, WHOLE)
+    _store(b, inverse, start, tail, width, tokens_ptr, codes_ptr, TOKENS, LIMIT, WHOLE)
+
+
+@triton.jit
+def _summed(x_ptr, y_ptr, gate_ptr, sum_ptr, start, column, width, ADD, GATE):
+    """x + y * gate of a part of a row, stored too; zero where the row has ended."""
+    inside = column < width
+    x = tl.load(x_ptr + start + column, mask=inside, other=0.0)
+    if ADD:
+        y = tl.load(y_ptr + start + column, mask=inside, other=0.0).to(tl.float32)
+        if GATE:
+            y *= tl.load(gate_ptr + column, mask=inside, other=0.0)
+        x += y
+        tl.store(sum_ptr + start + column, x, mask=inside)
+    return x
+
+
+@triton.jit
+def _scaled(centred, rstd, weight_ptr, bias_ptr, one, column, width):
+    inside = column < width
+    weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    return centred * rstd * (one + weight) + bias
 
 
 @triton.jit(do_not_specialize=["length", "one", "eps"])
@@ -76,28 +117,40 @@ def _add_norm(
     TOKENS: tl.constexpr,
     LIMIT: tl.constexpr,
     WHOLE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    HEAD: tl.constexpr,
+    TAIL: tl.constexpr,
 ):
     """sum = x + y * gate; then LayerNorm(sum) * (one + weight) + bias as tokens, codes or both."""
     row = tl.program_id(0).to(tl.int64)
-    clip = row // length
-    column = tl.arange(0, BLOCK)
-    inside = column < width
-    x = tl.load(x_ptr + row * width + column, mask=inside, other=0.0)
-    if ADD:
-        y = tl.load(y_ptr + row * width + column, mask=inside, other=0.0).to(tl.float32)
-        if GATE:
-            y *= tl.load(gate_ptr + clip * gate_stride + column, mask=inside, other=0.0)
-        x += y
-        tl.store(sum_ptr + row * width + column, x, mask=inside)
+    start, clip = row * width, row // length
+    head, tail = tl.arange(0, HEAD), HEAD + tl.arange(0, TAIL)
+    if GATE:
+        gate_ptr += clip * gate_stride
+    a = _summed(x_ptr, y_ptr, gate_ptr, sum_ptr, start, head, width, ADD, GATE)
+    b = _summed(x_ptr, y_ptr, gate_ptr, sum_ptr, start, tail, width, ADD, GATE)
     if NORM:
-        mean = tl.sum(x, axis=0) / width
-        centred = tl.where(inside, x - mean, 0.0)
-        rstd = tl.rsqrt(tl.sum(centred * centred, axis=0) / width + eps)
-        weight = tl.load(weight_ptr + clip * weight_stride + column, mask=inside, other=0.0)
-        bias = tl.load(bias_ptr + clip * bias_stride + column, mask=inside, other=0.0)
-        z = centred * rstd * (one + weight.to(tl.float32)) + bias.to(tl.float32)
-        _store_row(z, row, column, width, tokens_ptr, codes_ptr, scale_ptr, TOKENS, LIMIT, WHOLE)
+        mean = (tl.sum(a, axis=0) + tl.sum(b, axis=0)) / width
+        a -= mean
+        b = tl.where(tail < width, b - mean, 0.0)
+        variance = (tl.sum(a * a, axis=0) + tl.sum(b * b, axis=0)) / width
+        rstd = tl.rsqrt(variance + eps)
+        weight_ptr += clip * weight_stride
+        bias_ptr += clip * bias_stride
+        a = _scaled(a, rstd, weight_ptr, bias_ptr, one, head, width)
+        b = _scaled(b, rstd, weight_ptr, bias_ptr, one, tail, width)
+        _store_row(
+            *(a, b, row, width, tokens_ptr, codes_ptr, scale_ptr),
+            *(HEAD, TAIL, TOKENS, LIMIT, WHOLE),
+        )
+
+
+@triton.jit
+def _activated(x_ptr, start, column, width, GELU):
+    x = tl.load(x_ptr + start + column, mask=column < width, other=0.0).to(tl.float32)
+    if GELU:
+        # 0.5 * (1 + tanh(u)) is sigmoid(2u), u = sqrt(2 / pi) * (x + 0.044715 x^3)
+        x *= tl.sigmoid(1.5957691216057308 * x * (1.0 + 0.044715 * x * x))
+    return x
 
 
 @triton.jit
@@ -112,16 +165,16 @@ def _rows(
     TOKENS: tl.constexpr,
     LIMIT: tl.constexpr,
     WHOLE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    HEAD: tl.constexpr,
+    TAIL: tl.constexpr,
 ):
     """x, or GELU of it in the tanh form, as tokens, codes or both."""
     row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + row * stride + column, mask=column < width, other=0.0).to(tl.float32)
-    if GELU:
-        # 0.5 * (1 + tanh(u)) is sigmoid(2u), u = sqrt(2 / pi) * (x + 0.044715 x^3)
-        x *= tl.sigmoid(1.5957691216057308 * x * (1.0 + 0.044715 * x * x))
-    _store_row(x, row, column, width, tokens_ptr, codes_ptr, scale_ptr, TOKENS, LIMIT, WHOLE)
+    a = _activated(x_ptr, row * stride, tl.arange(0, HEAD), width, GELU)
+    b = _activated(x_ptr, row * stride, HEAD + tl.arange(0, TAIL), width, GELU)
+    _store_row(
+        *(a, b, row, width, tokens_ptr, codes_ptr, scale_ptr), *(HEAD, TAIL, TOKENS, LIMIT, WHOLE)
+    )
 
 
 @triton.jit
@@ -141,20 +194,25 @@ def _scale_sums(
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
     sums = tl.load(sums_ptr + row * width + column, mask=inside, other=0).to(tl.float32)
-    scale = tl.load(column_scale_ptr + (column if BY_COLUMN else 0), mask=inside, other=0.0)
-    y = sums * tl.load(row_scale_ptr + row) * scale
+    y = sums * tl.load(row_scale_ptr + row)
+    if BY_COLUMN:
+        y *= tl.load(column_scale_ptr + column, mask=inside, other=0.0)
+    else:
+        y *= tl.load(column_scale_ptr)
     if BIAS:
         y += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(y_ptr + row * width + column, y, mask=inside)
 
 
 def _launch(kernel: Any, rows: int, width: int, *arguments: object, **flags: object) -> None:
-    block = triton.next_power_of_2(width)
-    kernel[(rows,)](*arguments, **flags, BLOCK=block, num_warps=_warps(block))
+    """A program for each row. Blocks are powers of two, of which two fit most widths closely."""
+    head = triton.next_power_of_2(width) // 2
+    parts = {"HEAD": head, "TAIL": triton.next_power_of_2(width - head)}
+    kernel[(rows,)](*arguments, **flags, **parts, num_warps=_warps(width))
 
 
-def _warps(block: int) -> int:
-    return min(max(block // 1024, 1), 16)
+def _warps(width: int) -> int:
+    return min(max(triton.next_power_of_2(width) // 1024, 1), 8)
 
 
 class _Targets:
