@@ -13,19 +13,18 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..device import Card, describe_card
+from ..device import describe_card
 from .rows import Form, Rows, quantise_rows
+from .triton_support import is_plain_call, triton_blocked_by
 
 log = logging.getLogger(__name__)
 
-LEAST_CAPABILITY = (8, 0)  # bfloat16
 _allowed = ContextVar("Triton kernels are allowed", default=True)
 
 
@@ -48,25 +47,9 @@ def plain_pytorch() -> Iterator[None]:
 
 def kernels_for(x: Tensor | Rows) -> ModuleType | None:
     """The kernels for what is computed from `x`; None where PyTorch computes."""
-    if x.device.type != "cuda" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return None
-    if not _allowed.get():
+    if x.device.type != "cuda" or not is_plain_call() or not _allowed.get():
         return None
     return load_kernels(x.device).module
-
-
-def blocked_by(card: Card) -> str | None:
-    """None where the kernels can be tried, else the reason in words."""
-    if card.kind == "rocm":
-        return "they have not been tried on AMD cards"
-    if card.kind != "cuda":
-        return f"they need an NVIDIA card and this is {card.kind}"
-    if card.capability < LEAST_CAPABILITY:
-        needed, found = (".".join(map(str, c)) for c in (LEAST_CAPABILITY, card.capability))
-        return f"they need compute capability {needed} and this is {found}"
-    if find_spec("triton") is None:
-        return "the triton package is not installed"
-    return None
 
 
 def load_kernels(device: torch.device | str) -> Kernels:
@@ -85,14 +68,11 @@ def describe_kernels(device: torch.device | str) -> str:
 
 @cache
 def _load(device: torch.device) -> Kernels:
-    reason = blocked_by(describe_card(device))
-    if reason is None:
-        found = _try(device)
-        if isinstance(found, ModuleType):
-            return Kernels(found)
-        reason = found
-    log.info("kernels: plain PyTorch: %s", reason)
-    return Kernels(None, reason)
+    found = _try(device)
+    if isinstance(found, ModuleType):
+        return Kernels(found)
+    log.info("kernels: plain PyTorch: %s", found)
+    return Kernels(None, found)
 
 
 def _try(device: torch.device) -> ModuleType | str:
@@ -100,9 +80,9 @@ def _try(device: torch.device) -> ModuleType | str:
     compiler, and either may be missing or broken."""
     failures = (ImportError, OSError, AssertionError, RuntimeError, subprocess.SubprocessError)
     try:
+        if reason := triton_blocked_by(describe_card(device)):
+            return reason
         from triton.errors import TritonError
-
-        failures = (*failures, TritonError)
     except ImportError as error:
         return f"triton cannot be imported: {_one_line(error)}"
     try:
@@ -110,7 +90,7 @@ def _try(device: torch.device) -> ModuleType | str:
         return module if _is_right(module, device) else "they gave wrong numbers in their self-test"
     except torch.cuda.OutOfMemoryError:
         raise
-    except failures as error:
+    except (*failures, TritonError) as error:
         return f"triton fails here: {_one_line(error)}"
 
 

@@ -36,6 +36,10 @@ class Rows:
     def device(self) -> torch.device:
         return self.codes_LK.device
 
+    @property
+    def is_cuda(self) -> bool:
+        return self.codes_LK.is_cuda
+
 
 def tokens_of(x: Tensor | Rows) -> Tensor:
     """The activation itself. Rows hold it for the linears that `form_for` was asked about."""

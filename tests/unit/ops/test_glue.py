@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightx2v_core.device import Card
 from lightx2v_core.lora.branches import Branch
-from lightx2v_core.ops import Linear, fused, glue
+from lightx2v_core.ops import Linear, fused, glue, triton_support
 from lightx2v_core.ops.matmul import ROWS
 from lightx2v_core.ops.rows import Form, Rows, form_for, quantise_rows, tokens_of
 from lightx2v_core.quant.linear import QuantisedLinear
@@ -144,7 +144,7 @@ class Foreign(nn.Linear):
 
 @torch.inference_mode()
 def test_the_form_of_an_activation_serves_every_linear_that_reads_it():
-    plain, fp8, int8 = Linear(64, 64), quantised(Linear(64, 64), "fp8-row"), None
+    plain, fp8 = Linear(64, 64), quantised(Linear(64, 64), "fp8-row")
     int8 = quantised(Linear(64, 64), "int8")
     with_lora = quantised(Linear(64, 64), "fp8-row")
     with_lora.branches = (Branch(randn(4, 64), randn(64, 4), 1.0),)
@@ -181,26 +181,32 @@ def test_rows_of_one_kind_are_not_multiplied_as_another():
 
 
 @pytest.mark.parametrize(
-    ("card", "installed", "words"),
+    ("card", "version", "words"),
     [
-        (Card("cuda", (8, 0)), True, None),
-        (Card("cuda", (8, 6)), True, None),
-        (Card("cuda", (8, 9)), True, None),
-        (Card("cuda", (9, 0)), True, None),
-        (Card("cuda", (12, 0)), True, None),
-        (Card("cuda", (9, 0)), False, "the triton package is not installed"),
-        (Card("cuda", (7, 5)), True, "they need compute capability 8.0 and this is 7.5"),
-        (Card("rocm", (9, 4)), True, "they have not been tried on AMD cards"),
-        (Card("mps"), True, "they need an NVIDIA card and this is mps"),
-        (Card("cpu"), True, "they need an NVIDIA card and this is cpu"),
+        (Card("cuda", (8, 0)), (3, 6), ""),
+        (Card("cuda", (8, 6)), (3, 6), ""),
+        (Card("cuda", (8, 9)), (3, 6), ""),
+        (Card("cuda", (9, 0)), (3, 6), ""),
+        (Card("cuda", (12, 0)), (3, 6), ""),
+        (Card("cuda", (9, 0)), None, "the triton package is not installed"),
+        (Card("cuda", (9, 0)), (3, 0), "needs Triton 3.2 and this is 3.0"),
+        (Card("cuda", (7, 5)), (3, 6), "needs compute capability 8.0 and this is 7.5"),
+        (Card("rocm", (9, 4)), (3, 6), "have not been tried on AMD cards"),
+        (Card("mps"), (3, 6), "needs an NVIDIA GPU and this is mps"),
+        (Card("cpu"), (3, 6), "needs an NVIDIA GPU and this is cpu"),
     ],
 )
-def test_kernels_are_tried_where_they_can_run_and_refused_in_words(
-    card, installed, words, monkeypatch
+def test_kernels_are_taken_where_they_can_run_and_refused_in_words(
+    card, version, words, monkeypatch
 ):
-    monkeypatch.setattr(fused, "find_spec", lambda name: object() if installed else None)
+    fake_triton(monkeypatch, Computing())
+    monkeypatch.setattr(fused, "describe_card", lambda device: card)
+    monkeypatch.setattr(triton_support, "triton_version", lambda: version)
 
-    assert fused.blocked_by(card) == words
+    found = fused.load_kernels("cpu")
+
+    assert bool(found.module) == (not words)
+    assert found.blocked_by.endswith(words)
 
 
 class CompilerError(Exception):
@@ -220,7 +226,7 @@ def fake_triton(monkeypatch: pytest.MonkeyPatch, kernels: object) -> None:
         return kernels
 
     monkeypatch.setattr(fused, "import_module", import_module)
-    monkeypatch.setattr(fused, "find_spec", lambda name: object())
+    monkeypatch.setattr(triton_support, "triton_version", lambda: (3, 6))
     monkeypatch.setattr(fused, "describe_card", lambda device: Card("cuda", (9, 0)))
     fused._load.cache_clear()
 
