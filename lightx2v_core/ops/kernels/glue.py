@@ -208,7 +208,8 @@ def _launch(kernel: Any, rows: int, width: int, *arguments: object, **flags: obj
     """A program for each row. Blocks are powers of two, of which two fit most widths closely."""
     head = triton.next_power_of_2(width) // 2
     parts = {"HEAD": head, "TAIL": triton.next_power_of_2(width - head)}
-    kernel[(rows,)](*arguments, **flags, **parts, num_warps=_warps(width))
+    with torch.cuda.device_of(arguments[0]):
+        kernel[(rows,)](*arguments, **flags, **parts, num_warps=_warps(width))
 
 
 def _warps(width: int) -> int:
@@ -332,15 +333,8 @@ def scale_sums(
     rows, width = sums_LM.shape
     block = min(triton.next_power_of_2(width), 2048)
     kernel: Any = _scale_sums
-    kernel[(rows, triton.cdiv(width, block))](
-        sums_LM,
-        row_scale_L1,
-        column_scale,
-        bias,
-        y_LM,
-        width,
-        BY_COLUMN=column_scale.numel() > 1,
-        BIAS=bias is not None,
-        BLOCK=block,
-        num_warps=4,
-    )
+    flags = {"BY_COLUMN": column_scale.numel() > 1, "BIAS": bias is not None, "BLOCK": block}
+    with torch.cuda.device_of(sums_LM):
+        kernel[(rows, triton.cdiv(width, block))](
+            sums_LM, row_scale_L1, column_scale, bias, y_LM, width, **flags, num_warps=4
+        )
