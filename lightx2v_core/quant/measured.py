@@ -58,8 +58,9 @@ def fastest(
         seconds = known[key] = time_rows(weight, rows, device, dtype)
         log.info("matmul measured: %s: %s", key, seconds)
         _write(folder, known)
-    told = ", ".join(f"{name} {1e6 * s / TOKENS:.2f}" for name, s in seconds.items())
-    return Choice(min(seconds, key=lambda name: seconds[name]), f"microseconds a token: {told}")
+    told = ", ".join(f"{name} {1e3 * s:.2f}" for name, s in seconds.items())
+    why = f"ms for {TOKENS} tokens: {told}"
+    return Choice(min(seconds, key=lambda name: seconds[name]), why)
 
 
 @torch.inference_mode()
