@@ -83,7 +83,7 @@ class QuantisedLinear(DequantisedLinear):
             return super().product(x, bias)
         stored = self.weight_scale
         scale = torch.ones((1, 1), device=x.device) if stored is None else self._scale(stored)
-        flat = x.flatten(0, -2) if isinstance(x, Tensor) else x
+        flat = x.reshape(-1, self.in_features) if isinstance(x, Tensor) else x
         y_LM = self.multiply(flat, self.weight, scale, bias)
         return y_LM.unflatten(0, x.shape[:-1])
 
