@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightx2v_core.device import describe_card, select_device
-from lightx2v_core.ops.matmul import DEQUANTISE, FP8, INT8, ROWS, Weight, quantise_rows
+from lightx2v_core.ops.glue import rows_of
+from lightx2v_core.ops.matmul import DEQUANTISE, FP8, INT8, ROWS, Weight
 from lightx2v_core.quant.linear import QuantisedLinear
 from lightx2v_core.quant.quantise import WRITTEN
 
@@ -93,7 +94,7 @@ def run(
             line = _line(row, scheme, seconds, bf16, flop, error)
             if row != DEQUANTISE and not row.startswith("kitchen"):
                 dtype = WRITTEN[scheme].dtype
-                quantise = lambda: quantise_rows(x, dtype)  # noqa: B023, E731
+                quantise = lambda: rows_of(x, dtype)  # noqa: B023, E731
                 line["quantise_seconds"] = median_seconds(quantise, device, repeats)
             yield line | shape | about
 
@@ -105,7 +106,7 @@ def quantised_linear(weight: Tensor, bias: Tensor, row: str, scheme: str) -> Qua
     linear = QuantisedLinear(weight.shape[1], weight.shape[0], written.dtype, tuple(scale.shape))
     linear.weight, linear.weight_scale = codes, scale
     linear.bias = torch.nn.Parameter(bias, requires_grad=False)
-    linear.multiply = ROWS[row].multiply
+    linear.use(ROWS[row])
     return linear
 
 

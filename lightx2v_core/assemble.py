@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from .errors import CapabilityError, CheckpointError, RequestError
 from .memory.plan import check_ram, is_ram_short
 from .memory.residency import Residency
 from .ops.attention import select_attention
+from .ops.fused import describe_kernels
 from .presets import demo_path
 from .quant.linear import holds_codes
 from .quant.multiply import set_matmul
@@ -93,13 +95,15 @@ def load_transformer(
     ops: Ops = default_ops,
     quantisation: str = KEEP,
     matmul: str = "auto",
+    cache: Path | None = None,
 ) -> LoadedTransformer:
     """Build the transformer in `path`: a file, a folder, or a checkpoint that is open already.
 
     Weights stay memory-mapped where `dtype` is the file's. `dtype` is what blocks compute in.
     `device` only chooses attention and matmul: `residency.place` moves weights. `ops` is a
     namespace of layers, for hosts that bring their own. `quantisation` keeps the number format of
-    the file, or turns its linears into fp8 or int8 codes. `matmul` names a row of ops/matmul.py.
+    the file, or turns its linears into fp8 or int8 codes. `matmul` names a row of ops/matmul.py,
+    or is "measured", whose times are kept in the folder `cache`.
     Raises CheckpointError for a file that is no Wan transformer this version runs.
     """
     started = time.perf_counter()
@@ -121,7 +125,7 @@ def load_transformer(
     model.run_block = residency.run_block
     exact = dtype == torch.float32 or not holds_codes(model)
     model.attend = select_attention(attention, device, exact)
-    multiplied = set_matmul(model, matmul, device, dtype)
+    multiplied = set_matmul(model, matmul, device, dtype, cache)
     summary = (
         f"{checkpoint.name}: {info.describe()}, {info.bytes / 1e9:.2f} GB, {info.tensors} tensors, "
         f"computing in {str(dtype).removeprefix('torch.')}"
@@ -130,6 +134,8 @@ def load_transformer(
         summary += f"; quantised to {quantisation}: {residency.total_bytes / 1e9:.2f} GB"
     if multiplied:
         summary += f"; matmul: {multiplied}"
+    if torch.device(device).type == "cuda":
+        summary += f"; kernels: {describe_kernels(device)}"
     log.info("%s, %.1f s", summary, time.perf_counter() - started)
     return LoadedTransformer(model, info, residency, summary)
 
@@ -151,8 +157,8 @@ def load_experts(
         needed = cast_bytes(checkpoint, dtype, quantisation)
         for expert in experts if is_ram_short(needed) else ():
             expert.residency.forget()
-        chosen = {"quantisation": quantisation, "matmul": matmul}
-        experts.append(load_transformer(checkpoint, dtype, attention, device, **chosen))
+        load = partial(load_transformer, quantisation=quantisation, matmul=matmul)
+        experts.append(load(checkpoint, dtype, attention, device))
     return experts
 
 

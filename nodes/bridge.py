@@ -15,6 +15,7 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.ops
 import comfy.supported_models
+import folder_paths
 import torch
 import torch.nn.functional as F
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
@@ -255,6 +256,7 @@ def load_model(
         ops=comfy.ops.manual_cast if memory == "comfyui" else core_ops,
         quantisation=request.quantisation,
         matmul=request.matmul,
+        cache=Path(folder_paths.get_user_directory()),
     )
     model = HostWan(loaded, request)
     model.diffusion_model.uses_host_attention = request.attention == "auto"

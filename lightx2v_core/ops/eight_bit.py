@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..device import Card
 from ..errors import CapabilityError
 from .norm_rotary import HALVES, HEAD_DIM, Rotary, fuses, norm_of, split_heads
+from .rows import Rows
 from .triton_support import dotted, is_plain_call, triton_blocked_by, triton_version
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class EightBit:
 
         return v_BLND if self._wide_values else prepass.code_values(v_BLND)
 
-    def attend(self, q: Coded, k: Coded, v: Coded | Tensor, like_BLE: Tensor) -> Tensor:
+    def attend(self, q: Coded, k: Coded, v: Coded | Tensor, like_BLE: Tensor | Rows) -> Tensor:
         """BLE in the dtype and shape of `like_BLE`."""
         o = torch.empty(like_BLE.shape, dtype=like_BLE.dtype, device=like_BLE.device)
         return self._product(q, k, v, split_heads(o)).transpose(1, 2).flatten(2)  # BNLD -> BLE

@@ -7,8 +7,10 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .rows import Rows, tokens_of
 
-def cast(weight: Tensor, like: Tensor) -> Tensor:
+
+def cast(weight: Tensor, like: Tensor | Rows) -> Tensor:
     """`weight` in the dtype and on the device of `like`; the tensor itself when they agree."""
     return weight.to(device=like.device, dtype=like.dtype)
 
@@ -21,7 +23,8 @@ class Linear(nn.Linear):
 
     branches: tuple[Callable[[Tensor], Tensor], ...] = ()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Rows) -> Tensor:
+        x = tokens_of(x)
         bias = None if self.bias is None else cast(self.bias, x)
         y = F.linear(x, cast(self.weight, x), bias)
         for branch in self.branches:

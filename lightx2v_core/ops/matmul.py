@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ..device import Card
 from ..errors import CapabilityError
+from .fused import kernels_for
+from .glue import rows_of, scale_sums
+from .rows import CHUNK, Rows, tokens_of
 
 # (x LK, codes MK, scale M1 or 11 float32, bias M or None) -> y LM in the dtype of x.
-Multiply = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+Multiply = Callable[[Tensor | Rows, Tensor, Tensor, Tensor | None], Tensor]
 
 FP8, FP8_WIDE, INT8 = "float8_e4m3fn", "float8_e5m2", "int8"
-LIMITS = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
-LEAST = 1e-8  # of a token's largest value, so that padding has a scale
-CHUNK = 2**25  # elements of a float32 or int32 intermediate: 128 MB
 DEQUANTISE = "dequantise"
 
 
@@ -39,6 +39,7 @@ class Row(NamedTuple):
     multiply: Multiply | None  # None: the linear dequantises its weight and multiplies plainly
     codes: tuple[str, ...]  # that it multiplies; empty: any
     card_blocked_by: Callable[[Card, Weight], str | None]
+    rows_dtype: torch.dtype | None = None  # of the activations' codes; None: it takes tokens
 
     def blocked_by(self, card: Card, weight: Weight) -> str | None:
         """None when usable, else the reason in words."""
@@ -47,70 +48,57 @@ class Row(NamedTuple):
         return self.card_blocked_by(card, weight)
 
 
-def quantise_rows(x_LK: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(codes LK in `dtype`, scale L1 float32): each row over its largest value, nearest code.
-
-    The division is done in float32, a few rows at a time. Nothing is clamped: the largest value
-    over its scale rounds to the largest code.
-    """
-    largest = torch.linalg.vector_norm(x_LK, float("inf"), dim=1, keepdim=True).float()
-    scale = largest.clamp_min(LEAST) / LIMITS[dtype]
-    codes = torch.empty_like(x_LK, dtype=dtype, memory_format=torch.contiguous_format)
-    rows = max(CHUNK // x_LK.shape[1], 1)
-    parts = zip(codes.split(rows), x_LK.split(rows), scale.split(rows), strict=True)
-    for part, x, divisor in parts:
-        divided = x / divisor  # float32, since the divisor is
-        part.copy_(divided if dtype.is_floating_point else divided.round_())
-    return codes, scale
-
-
-def fp8_row(x_LK: Tensor, codes_MK: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def fp8_row(x: Tensor | Rows, codes_MK: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """torch._scaled_mm with a scale for each token and each output row."""
-    x_codes, x_scale = quantise_rows(x_LK, torch.float8_e4m3fn)
+    rows = rows_of(x, torch.float8_e4m3fn)
     # Row-wise kernels give bfloat16 on every card that has them; a CPU gives what is asked.
-    dtype = x_LK.dtype if x_LK.device.type == "cpu" else torch.bfloat16
+    dtype = rows.dtype if rows.device.type == "cpu" else torch.bfloat16
     y = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
-        x_codes,
+        rows.codes_LK,
         codes_MK.t(),
-        x_scale,
+        rows.scale_L1,
         scale.reshape(1, -1).expand(1, codes_MK.shape[0]).contiguous(),
         bias=None if bias is None else bias.to(dtype),
         out_dtype=dtype,
         use_fast_accum=True,
     )
-    return y.to(x_LK.dtype)
+    return y.to(rows.dtype)
 
 
-def fp8_tensor(x_LK: Tensor, codes_MK: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def fp8_tensor(x: Tensor | Rows, codes_MK: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """torch._scaled_mm with one scale for the weight; those of tokens and rows multiply after it.
 
     For cards and systems without row-wise scaling.
     """
-    x_codes, x_scale = quantise_rows(x_LK, torch.float8_e4m3fn)
-    one, by_row = torch.ones((), device=x_LK.device), scale.numel() > 1
-    wide = torch.float32 if x_LK.device.type == "cpu" else torch.bfloat16
-    y = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
-        x_codes,
+    rows = rows_of(x, torch.float8_e4m3fn)
+    one, by_row = torch.ones((), device=rows.device), scale.numel() > 1
+    wide = torch.float32 if rows.device.type == "cpu" else torch.bfloat16
+    sums = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
+        rows.codes_LK,
         codes_MK.t(),
         one,
         one if by_row else scale.reshape(()),
         out_dtype=wide,
         use_fast_accum=True,
     )
-    y = y.mul_(x_scale)
-    return _add(y.mul_(scale.reshape(1, -1)) if by_row else y, bias).to(x_LK.dtype)
+    if kernels_for(sums) is not None:
+        y = sums if sums.dtype == rows.dtype else torch.empty_like(sums, dtype=rows.dtype)
+        scale_sums(sums, rows.scale_L1, scale if by_row else one, bias, y)
+        return y
+    y = sums.mul_(rows.scale_L1)
+    return _add(y.mul_(scale.reshape(1, -1)) if by_row else y, bias).to(rows.dtype)
 
 
-def int8(x_LK: Tensor, codes_MK: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def int8(x: Tensor | Rows, codes_MK: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """torch._int_mm: the sum is exact in int32, both scales and the bias follow in float32."""
-    y = torch.empty(x_LK.shape[0], codes_MK.shape[0], dtype=x_LK.dtype, device=x_LK.device)
-    rows = max(CHUNK // max(codes_MK.shape) // 128, 1) * 128
-    for part, x in zip(y.split(rows), x_LK.split(rows), strict=True):
-        x_codes, x_scale = quantise_rows(x, torch.int8)
+    rows = rows_of(x, torch.int8)
+    y = torch.empty(rows.codes_LK.shape[0], codes_MK.shape[0], dtype=rows.dtype, device=rows.device)
+    step = max(CHUNK // max(codes_MK.shape) // 128, 1) * 128
+    parts = zip(y.split(step), rows.codes_LK.split(step), rows.scale_L1.split(step), strict=True)
+    for part, x_codes, x_scale in parts:
         padded = _at_least(x_codes, 32)
         sums = torch._int_mm(padded, codes_MK.t())  # pyright: ignore[reportPrivateImportUsage]
-        sums = sums[: x.shape[0]]
-        part.copy_(_add((sums * x_scale).mul_(scale.reshape(1, -1)), bias))
+        scale_sums(sums[: len(part)], x_scale, scale, bias, part)
     return y
 
 
@@ -120,10 +108,11 @@ def _at_least(codes_LK: Tensor, rows: int) -> Tensor:
     return codes_LK if missing <= 0 else torch.nn.functional.pad(codes_LK, (0, 0, 0, missing))
 
 
-def kitchen_int8(x_LK: Tensor, codes_MK: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def kitchen_int8(x: Tensor | Rows, codes_MK: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """comfy-kitchen's int8 linear, which quantises the tokens in its own kernel."""
     from comfy_kitchen import int8_linear
 
+    x_LK = tokens_of(x)
     bias = None if bias is None else bias.to(x_LK.dtype)
     return int8_linear(x_LK, codes_MK, scale.reshape(-1), bias, x_LK.dtype)
 
@@ -179,6 +168,10 @@ def _fp8_tensor_blocked_by(card: Card, weight: Weight) -> str | None:
     return _unfit(card, weight, (8, 9), 16)
 
 
+def _int8_blocked_by(card: Card, weight: Weight) -> str | None:
+    return _unfit(card, weight, (8, 0), 8)
+
+
 def _dequantise_blocked_by(card: Card, weight: Weight) -> str | None:
     if card.kind == "mps" and weight.codes in (FP8, FP8_WIDE, "mxfp8"):
         # https://github.com/pytorch/pytorch/issues/148420
@@ -194,13 +187,14 @@ def _kitchen_blocked_by(card: Card, weight: Weight) -> str | None:
 
 # "auto" takes the first that is not blocked.
 ROWS = {
-    "fp8-row": Row(fp8_row, (FP8,), _fp8_row_blocked_by),
-    "fp8-tensor": Row(fp8_tensor, (FP8, FP8_WIDE), _fp8_tensor_blocked_by),
-    "int8": Row(int8, (INT8,), lambda card, weight: _unfit(card, weight, (8, 0), 8)),
+    "fp8-row": Row(fp8_row, (FP8,), _fp8_row_blocked_by, torch.float8_e4m3fn),
+    "fp8-tensor": Row(fp8_tensor, (FP8, FP8_WIDE), _fp8_tensor_blocked_by, torch.float8_e4m3fn),
+    "int8": Row(int8, (INT8,), _int8_blocked_by, torch.int8),
     "kitchen-int8": Row(kitchen_int8, (INT8,), _kitchen_blocked_by),
     DEQUANTISE: Row(None, (), _dequantise_blocked_by),
 }
-MATMUL_CHOICES = ("auto", *ROWS)
+MEASURED = "measured"  # the fastest row by time, see quant/measured.py
+MATMUL_CHOICES = ("auto", MEASURED, *ROWS)
 
 
 class Choice(NamedTuple):

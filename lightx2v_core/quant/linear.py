@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.layers import cast
-from ..ops.matmul import Multiply
+from ..ops.matmul import Multiply, Row
+from ..ops.rows import Rows, tokens_of
 
 
 class DequantisedLinear(nn.Module):
@@ -31,13 +32,13 @@ class DequantisedLinear(nn.Module):
         """The weight MK, multiplied in float32 and rounded once."""
         raise NotImplementedError
 
-    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, self.dequantise(x.dtype), bias)
+    def product(self, x: Tensor | Rows, bias: Tensor | None) -> Tensor:
+        return F.linear(tokens_of(x), self.dequantise(x.dtype), bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Rows) -> Tensor:
         y = self.product(x, None if self.bias is None else cast(self.bias, x))
         for branch in self.branches:
-            y = y + branch(x)
+            y = y + branch(tokens_of(x))
         return y
 
 
@@ -47,6 +48,7 @@ class QuantisedLinear(DequantisedLinear):
     weight: Tensor
     weight_scale: Tensor | None
     multiply: Multiply | None = None
+    rows_dtype: torch.dtype | None = None  # of the rows that `multiply` takes ready made
 
     def __init__(
         self,
@@ -72,12 +74,17 @@ class QuantisedLinear(DequantisedLinear):
         """[M] or [M, 1] is per row: M1; any form of a single number is per tensor: 11."""
         return stored.reshape(-1, 1)
 
-    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def use(self, row: Row) -> None:
+        """Multiply by `row` from now on."""
+        self.multiply, self.rows_dtype = row.multiply, row.rows_dtype
+
+    def product(self, x: Tensor | Rows, bias: Tensor | None) -> Tensor:
         if self.multiply is None:
             return super().product(x, bias)
         stored = self.weight_scale
         scale = torch.ones((1, 1), device=x.device) if stored is None else self._scale(stored)
-        y_LM = self.multiply(x.reshape(-1, self.in_features), self.weight, scale, bias)
+        flat = x.reshape(-1, self.in_features) if isinstance(x, Tensor) else x
+        y_LM = self.multiply(flat, self.weight, scale, bias)
         return y_LM.unflatten(0, x.shape[:-1])
 
 

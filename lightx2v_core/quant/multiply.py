@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..device import describe_card
 from ..errors import CapabilityError
-from ..ops.matmul import DEQUANTISE, ROWS, Choice, Weight, check_matmul, select_matmul
+from ..ops.matmul import DEQUANTISE, MEASURED, ROWS, Choice, Weight, check_matmul, select_matmul
 from .linear import DequantisedLinear, QuantisedLinear
+from .measured import fastest
 
 log = logging.getLogger(__name__)
 
 
-def set_matmul(model: nn.Module, name: str, device: torch.device | str, dtype: torch.dtype) -> str:
+def set_matmul(
+    model: nn.Module,
+    name: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    cache: Path | None = None,
+) -> str:
     """Give every linear of codes in `model` its row of ops/matmul.py; one line that says which.
 
-    The line is empty for a model without such linears. Raises CapabilityError when a named row
-    cannot multiply one of them on `device`, or there is nothing for it to multiply.
+    The line is empty for a model without such linears. `measured` times the rows on `device` and
+    keeps the times in the folder `cache`. Raises CapabilityError when a named row cannot multiply
+    one of them on `device`, or there is nothing for it to multiply.
     """
     linears = [module for module in model.modules() if isinstance(module, DequantisedLinear)]
     if not linears:
         check_matmul(name)
-        if name not in ("auto", DEQUANTISE):
+        if name not in ("auto", MEASURED, DEQUANTISE):
             raise CapabilityError(
                 f"matmul {name!r} multiplies 8-bit weights and this model has none; load an fp8 or "
                 "int8 file, or quantise while loading"
@@ -35,10 +44,14 @@ def set_matmul(model: nn.Module, name: str, device: torch.device | str, dtype: t
     chosen: Counter[Choice] = Counter()
     for linear in linears:
         weight = Weight(linear.codes_name, linear.in_features, linear.out_features)
-        choice = select_matmul(name, card, weight, dtype)
+        choice = (
+            fastest(weight, card, torch.device(device), dtype, cache)
+            if name == MEASURED
+            else select_matmul(name, card, weight, dtype)
+        )
         chosen[choice] += 1
         if isinstance(linear, QuantisedLinear):
-            linear.multiply = ROWS[choice.row].multiply
+            linear.use(ROWS[choice.row])
     line = _describe(chosen)
     log.info("matmul: %s", line)
     return line

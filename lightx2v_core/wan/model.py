@@ -16,16 +16,18 @@ from typing import Any
 from typing import cast as cast_type
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from .. import ops as default_ops
 from ..errors import RequestError
+from ..ops import glue
 from ..ops.attention import Attend, sdpa
 from ..ops.eight_bit import EightBit
+from ..ops.glue import ModulatedNorm
 from ..ops.layers import cast
 from ..ops.norm_rotary import norm_rotate, split_heads
+from ..ops.rows import Rows, form_for
 from .config import CLIP_DIM, CLIP_TOKENS, FREQ_DIM, HEAD_DIM, PATCH, WanConfig
 from .rope import rotary_table
 
@@ -54,11 +56,6 @@ def run_block_plainly(_index: int, block: WanBlock, x: Tensor, inputs: BlockInpu
     return block(x, inputs)
 
 
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """LayerNorm without parameters, then x * (1 + scale) + shift, all in float32."""
-    return F.layer_norm(x.float(), x.shape[-1:], eps=eps) * (1 + scale) + shift
-
-
 class SelfAttention(nn.Module):
     def __init__(self, dim: int, eps: float, ops: Ops) -> None:
         super().__init__()
@@ -66,13 +63,16 @@ class SelfAttention(nn.Module):
         # Over the full dim, before the heads are split.
         self.norm_q, self.norm_k = (ops.RMSNorm(dim, eps=eps) for _ in range(2))
 
-    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+    def forward(self, x: Tensor | Rows, inputs: BlockInputs) -> Tensor:
         attend, rotary = inputs.attend, inputs.rotary
-        if isinstance(attend, EightBit) and attend.fuses(x, self.norm_q, self.norm_k):
-            q_codes = attend.queries(self.q(x), self.norm_q, rotary)
+        q = self.q(x)
+        if isinstance(attend, EightBit) and attend.fuses(q, self.norm_q, self.norm_k):
+            q_codes = attend.queries(q, self.norm_q, rotary)
+            del q
             k_codes = attend.keys(self.k(x), self.norm_k, rotary)
-            return self.o(attend.attend(q_codes, k_codes, attend.values(split_heads(self.v(x))), x))
-        q = norm_rotate(self.q(x), self.norm_q, rotary)
+            v_codes = attend.values(split_heads(self.v(x)))
+            return self.o(attend.attend(q_codes, k_codes, v_codes, x))
+        q = norm_rotate(q, self.norm_q, rotary)
         k = norm_rotate(self.k(x), self.norm_k, rotary)
         v = split_heads(self.v(x))
         # BLND -> BNLD -> BLE
@@ -95,7 +95,7 @@ class CrossAttention(nn.Module):
             self.k_img, self.v_img = (ops.Linear(dim, dim) for _ in range(2))
             self.norm_k_img = ops.RMSNorm(dim, eps=eps)
 
-    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+    def forward(self, x: Tensor | Rows, inputs: BlockInputs) -> Tensor:
         q = norm_rotate(self.q(x), self.norm_q, None).transpose(1, 2)  # BLND -> BNLD
         text = inputs.text_BSE
         y = self._attend(q, norm_rotate(self.k(text), self.norm_k, None), self.v(text), inputs)
@@ -130,13 +130,19 @@ class WanBlock(nn.Module):
         modulation = cast(self.modulation, x) + inputs.modulation_B6E
         # Order in the checkpoint: shift, scale, gate of attention, then the same of the FFN.
         shift_sa, scale_sa, gate_sa, shift_ffn, scale_ffn, gate_ffn = modulation.chunk(6, dim=1)
+        attention, cross, (rise, _, fall) = self.self_attn, self.cross_attn, self.ffn
         dtype = inputs.dtype
 
-        y = modulated_norm(x, shift_sa, scale_sa, self.eps).to(dtype)
-        x = x + self.self_attn(y, inputs) * gate_sa
-        x = x + self.cross_attn(self.norm3(x).to(dtype), inputs)
-        y = modulated_norm(x, shift_ffn, scale_ffn, self.eps).to(dtype)
-        return x + self.ffn(y) * gate_ffn
+        how = ModulatedNorm(shift_sa, scale_sa, self.eps)
+        y = glue.norm(x, how, form_for((attention.q, attention.k, attention.v), dtype))
+        y = attention(y, inputs)
+        x, y = glue.add_norm(x, y, gate_sa, self.norm3, form_for((cross.q,), dtype))
+        y = cross(y, inputs)
+        # From here on x is this block's own, so that kernels may write over it.
+        how = ModulatedNorm(shift_ffn, scale_ffn, self.eps)
+        x, y = glue.add_norm(x, y, None, how, form_for((rise,), dtype), in_place=True)
+        y = glue.gelu_of(rise, y, form_for((fall,), dtype))
+        return glue.add(x, fall(y), gate_ffn, in_place=True)
 
 
 class Head(nn.Module):
@@ -149,7 +155,7 @@ class Head(nn.Module):
     def forward(self, x: Tensor, embedding_BE: Tensor) -> Tensor:
         modulation = cast(self.modulation, x) + embedding_BE[:, None]
         shift, scale = modulation.chunk(2, dim=1)
-        return self.head(modulated_norm(x, shift, scale, self.eps))
+        return self.head(ModulatedNorm(shift, scale, self.eps)(x))
 
 
 class ImageEmbedding(nn.Module):

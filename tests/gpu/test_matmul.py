@@ -11,7 +11,8 @@ from torch import Tensor
 from benchmarks.linears import CASES, SHAPES, TOKENS, quantised_linear, run
 from lightx2v_core.device import describe_card
 from lightx2v_core.lora.branches import Branch
-from lightx2v_core.ops.matmul import DEQUANTISE, FP8, ROWS, Weight, quantise_rows, select_matmul
+from lightx2v_core.ops.glue import rows_of
+from lightx2v_core.ops.matmul import DEQUANTISE, FP8, ROWS, Weight, select_matmul
 from lightx2v_core.quant.blocks import Mxfp8Linear, Nvfp4Linear
 from tests.conftest import relative_error
 
@@ -42,12 +43,12 @@ def test_a_row_equals_its_codes_multiplied_in_float64(row, scheme, codes, tokens
     usable(row, codes)
     linear = quantised_linear(randn(512, 256), randn(512, seed=2), row, scheme)
     x = randn(tokens, 256, seed=3).bfloat16()
-    x_codes, x_scale = quantise_rows(x, torch.float8_e4m3fn if codes == FP8 else torch.int8)
+    rows = rows_of(x, torch.float8_e4m3fn if codes == FP8 else torch.int8)
     weight = linear.weight.double() * linear.weight_scale.double()
 
     y = linear(x)
 
-    exact = (x_codes.double() * x_scale.double()) @ weight.t() + linear.bias.double()
+    exact = (rows.codes_LK.double() * rows.scale_L1) @ weight.t() + linear.bias.double()
     assert (y.dtype, y.shape) == (torch.bfloat16, (tokens, 512))
     # comfy-kitchen rounds the tokens in a kernel of its own, some of them to the other neighbour.
     limit = 0.015 if row.startswith("kitchen") else OWN_ERROR

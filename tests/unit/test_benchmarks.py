@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from benchmarks import attention, linears, loading
+from benchmarks import attention, block, glue, linears, loading
 
 
 def test_every_case_gives_a_line_with_its_figures_or_the_reason(tmp_path, monkeypatch, capsys):
@@ -62,3 +62,66 @@ def test_attention_gives_a_line_for_every_row_or_the_reason(tmp_path, capsys):
         assert (line.get("seconds", 0) > 0) != bool(line.get("blocked_by")), line
     errors = [line["relative_error"] for line in lines if "relative_error" in line]
     assert len(errors) == 2 and max(errors) < 1e-5
+
+
+def test_what_lies_between_matmuls_gives_a_line_for_each_case_and_form(tmp_path, capsys):
+    out = tmp_path / "lines.jsonl"
+
+    code = glue.main(
+        [
+            "--device",
+            "cpu",
+            "--tokens",
+            "40",
+            "--widths",
+            "64",
+            "128",
+            "--repeats",
+            "1",
+            "--out",
+            str(out),
+        ]
+    )
+
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert code == 0 and capsys.readouterr().out == out.read_text()
+    cases = {(line["case"].removeprefix("glue-"), line["form"]) for line in lines}
+    both = {"modulated-norm", "norm3", "gate-residual-norm", "gelu"}
+    expected = {(case, form) for case in both for form in ("bf16", "fp8", "int8")}
+    assert cases == expected | {("rows", "fp8"), ("rows", "int8"), ("gate-residual", "fp32")}
+    for line in lines:
+        assert line["width"] == (128 if line["case"] == "glue-gelu" else 64)
+        assert line["relative_error"] == 0.0, "on a CPU both are plain PyTorch"
+        assert "needs an NVIDIA GPU" in line["kernels"]
+        assert line["ratio"] == line["seconds"] / line["plain_seconds"]
+
+
+def test_a_block_and_a_forward_are_timed_and_the_block_has_an_error(tmp_path):
+    out = tmp_path / "lines.jsonl"
+
+    code = block.main(
+        [
+            "--device",
+            "cpu",
+            "--tiny",
+            "--latent",
+            "1",
+            "4",
+            "4",
+            "--repeats",
+            "1",
+            "--blocks",
+            "2",
+            "--out",
+            str(out),
+        ]
+    )
+
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert code == 0
+    assert [(line["case"], line["scheme"]) for line in lines] == [
+        (case, scheme) for scheme in ("bf16", "fp8") for case in ("block", "forward")
+    ]
+    assert all(line["tokens"] == 4 and line["seconds"] > 0 for line in lines)
+    errors = [line["relative_error"] for line in lines if line["case"] == "block"]
+    assert 1e-4 < errors[0] < 0.01 < errors[1] < 0.05

@@ -24,16 +24,16 @@ SMALLEST = tl.constexpr(LEAST_SQUARES)
 
 @triton.jit
 def _between(
-    sums_ptr,  # noqa: ANN001
-    bias_ptr,  # noqa: ANN001
-    residual_ptr,  # noqa: ANN001
-    total_ptr,  # noqa: ANN001
-    gain_ptr,  # noqa: ANN001
-    activated_ptr,  # noqa: ANN001
-    pixels,  # noqa: ANN001
-    height,  # noqa: ANN001
-    width,  # noqa: ANN001
-    root,  # noqa: ANN001
+    sums_ptr,
+    bias_ptr,
+    residual_ptr,
+    total_ptr,
+    gain_ptr,
+    activated_ptr,
+    pixels,
+    height,
+    width,
+    root,
     C: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,

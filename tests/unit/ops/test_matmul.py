@@ -8,8 +8,9 @@ from torch import Tensor
 
 from lightx2v_core.device import Card, describe_card
 from lightx2v_core.errors import CapabilityError
-from lightx2v_core.ops import matmul
-from lightx2v_core.ops.matmul import LIMITS, ROWS, Weight, quantise_rows, select_matmul
+from lightx2v_core.ops import matmul, rows
+from lightx2v_core.ops.matmul import ROWS, Weight, select_matmul
+from lightx2v_core.ops.rows import LIMITS, quantise_rows
 from tests.conftest import relative_error
 
 TORCH = (2, 13)
@@ -111,7 +112,7 @@ def test_shapes_that_a_kernel_does_not_take_are_dequantised():
         ("int8", "ROCm", INT8, "it has not been tried on AMD cards"),
         ("int8", "9.0", Weight("int8", 36, 64), "multiples of 8 and these are 36 and 64"),
         ("kitchen-int8", "9.0", INT8, "the comfy-kitchen package is not installed"),
-        ("magic", "9.0", INT8, "matmul 'magic' is unknown; use auto, fp8-row, fp8-tensor, int8"),
+        ("magic", "9.0", INT8, "matmul 'magic' is unknown; use auto, measured, fp8-row"),
     ],
 )
 def test_a_named_row_is_refused_with_its_reason_and_not_replaced(name, card, weight, words):
@@ -189,7 +190,8 @@ def test_tokens_in_several_chunks_equal_tokens_in_one(name, monkeypatch):
     x = randn(300, 64, seed=2)
     whole = ROWS[name].multiply(x, codes, scale, None)
 
-    monkeypatch.setattr(matmul, "CHUNK", 128 * 64)
+    for module in (matmul, rows):
+        monkeypatch.setattr(module, "CHUNK", 128 * 64)
     in_parts = ROWS[name].multiply(x, codes, scale, None)
 
     assert torch.equal(in_parts, whole)

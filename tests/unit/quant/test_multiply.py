@@ -108,6 +108,6 @@ def test_a_row_that_cannot_multiply_the_file_is_refused(files, file, name, words
         load_transformer(files[file], matmul=name)
 
 
-@pytest.mark.parametrize("name", ["auto", "dequantise"])
+@pytest.mark.parametrize("name", ["auto", "measured", "dequantise"])
 def test_a_full_file_has_nothing_to_multiply_in_8_bits(files, name):
     assert "matmul" not in load_transformer(files["full"], matmul=name).summary
