@@ -24,7 +24,8 @@ import torch
 from lightx2v_core.assemble import load_transformer
 from lightx2v_core.checkpoint.convert import GGUF_SCHEMES, SCHEMES, quantise_file
 
-from .memory import I2V_14B, TINY, AnonymousMemory, commit, rss_anon, write_random
+from .lines import commit
+from .memory import I2V_14B, TINY, AnonymousMemory, rss_anon, write_random
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

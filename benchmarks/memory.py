@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 import sys
 import tempfile
 import threading
@@ -39,6 +38,8 @@ from lightx2v_core.presets import PRESETS, make_plan
 from lightx2v_core.sampling.loop import make_noise, sample
 from lightx2v_core.wan.config import CLIP_TOKENS, WanConfig
 from lightx2v_core.wan.model import WanModel
+
+from .lines import commit
 
 I2V_14B = WanConfig(dim=5120, ffn_dim=13824, num_layers=40, in_dim=36, clip_tokens=CLIP_TOKENS)
 TINY = replace(I2V_14B, dim=128, ffn_dim=256, num_layers=6, text_dim=64)
@@ -230,13 +231,6 @@ def rss_anon() -> int:
     status = Path("/proc/self/status")
     found = re.search(r"RssAnon:\s+(\d+) kB", status.read_text()) if status.is_file() else None
     return int(found.group(1)) * 1024 if found else 0
-
-
-def commit() -> str:
-    """Of this checkout; "unknown" outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":
