@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -131,8 +131,7 @@ class _ComfyLoad:
         if self.attention is not None:
             options["optimized_attention_override"] = self.attention
         if self.compiled:
-            for block in model.blocks:
-                block.compile()
+            _compile(model.blocks)
 
         def forward(x: Tensor, timestep: Tensor, text: Tensor, clip: Tensor | None) -> Tensor:
             half = (None if part is None else part.bfloat16() for part in (x, text, clip))
@@ -218,6 +217,15 @@ def _comfy_fa3(
     return (y[0] if isinstance(y, tuple) else y).flatten(2)
 
 
+def _compile(blocks: Iterable[torch.nn.Module]) -> None:
+    """Each block in place, as the nodes that users have for it do."""
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = 64
+    for block in blocks:
+        block.compile(dynamic=False)
+
+
 def _diffusers() -> list[Contender]:
     if find_spec("diffusers") is None:
         raise CapabilityError("the diffusers package is not installed; pip install diffusers")
@@ -255,8 +263,7 @@ class _DiffusersLoad:
         model.rope = rope.to(device)
         model.requires_grad_(False).eval()
         if self.compiled:
-            for block in model.blocks:
-                block.compile()
+            _compile(model.blocks)
 
         def forward(x: Tensor, timestep: Tensor, text: Tensor, clip: Tensor | None) -> Tensor:
             half = (None if part is None else part.bfloat16() for part in (x, text, clip))
