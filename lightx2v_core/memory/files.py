@@ -56,12 +56,14 @@ class Mapped:
 
     def __init__(self, maps: Path = MAPS) -> None:
         self._known = maps.is_file()
-        self._ranges: list[tuple[int, int]] = []
+        # First and last address, offset of the first in the file, inode and path.
+        self._ranges: list[tuple[int, int, int, int, str]] = []
         for line in maps.read_text().splitlines() if self._known else ():
             fields = line.split(maxsplit=5)
             if len(fields) == 6 and fields[4] != "0":  # an inode: backed by a file
                 first, last = (int(part, 16) for part in fields[0].split("-"))
-                self._ranges.append((first, last))
+                offset, inode = int(fields[2], 16), int(fields[4])
+                self._ranges.append((first, last, offset, inode, fields[5]))
         self._ranges.sort()
 
     def holds(self, tensor: Tensor) -> bool:
@@ -69,8 +71,23 @@ class Mapped:
             return False
         if not self._known:
             return True
-        place = bisect.bisect_right(self._ranges, (tensor.data_ptr(), 2**64)) - 1
-        return place >= 0 and tensor.data_ptr() < self._ranges[place][1]
+        return self._range(tensor) is not None
+
+    def locate(self, tensor: Tensor) -> tuple[Path, int] | None:
+        """The file that `tensor` is a view of, and its first byte there; None where that is not
+        known, or is no longer the file of that name."""
+        if tensor.device.type != "cpu" or (found := self._range(tensor)) is None:
+            return None
+        first, last, offset, inode, name = found
+        path, address = Path(name), tensor.data_ptr()
+        if address + tensor.nbytes > last or not path.is_file() or path.stat().st_ino != inode:
+            return None
+        return path, offset + address - first
+
+    def _range(self, tensor: Tensor) -> tuple[int, int, int, int, str] | None:
+        address = tensor.data_ptr()
+        place = bisect.bisect_right(self._ranges, address, key=lambda found: found[0]) - 1
+        return self._ranges[place] if place >= 0 and address < self._ranges[place][1] else None
 
 
 def stamps(paths: Iterable[Path]) -> tuple[FileStamp, ...]:
