@@ -6,6 +6,8 @@ gives the same ones every time, so that nobody has to keep 33 GB for whoever com
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import torch
@@ -55,6 +57,24 @@ def quantised(weights: dict[str, Tensor], scheme: str) -> dict[str, Tensor]:
         else:
             stored[name] = weight
     return stored
+
+
+def write_file(tensors: dict[str, Tensor], path: Path) -> Path:
+    """A safetensors file of `tensors`, wherever they are; one at a time is in RAM. Synced."""
+    table, end = {}, 0
+    for name, tensor in tensors.items():
+        place = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape)}
+        table[name] = {**place, "data_offsets": [end, end + tensor.nbytes]}
+        end += tensor.nbytes
+    raw = json.dumps(table).encode()
+    raw += b" " * (-len(raw) % 8)
+    with path.open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        for tensor in tensors.values():
+            file.write(tensor.reshape(-1).view(torch.uint8).cpu().numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+    return path
 
 
 def as_checkpoint(tensors: dict[str, Tensor]) -> Checkpoint:
