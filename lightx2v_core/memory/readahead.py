@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 PIECE_BYTES = 16 * 2**20
 THREADS = 4
+COMMANDS = {"generate", "bench"}
 WEIGHTS = {".safetensors", ".gguf", ".pth", ".pt", ".bin", ".ckpt"}
 
 
@@ -60,6 +61,18 @@ def read_ahead(paths: Iterable[Path], room: int | None = None) -> ReadAhead:
         room -= nbytes
         wanted += list(pieces(path, 0, nbytes))
     return ReadAhead(wanted)
+
+
+def read_ahead_named(arguments: Sequence[str]) -> ReadAhead | None:
+    """What a command line names, for commands that read weights; the transformer last, since text
+    is encoded first."""
+    if not arguments or arguments[0] not in COMMANDS or "--dry-run" in arguments:
+        return None
+    values = [value for argument in arguments[1:] for value in argument.split("=", 1)]
+    last = set(values[values.index("--model") + 1 :][:1]) if "--model" in values else set()
+    paths = [Path(value) for value in values if value not in last and not value.startswith("-")]
+    # A folder may hold far more than is used: the pipeline knows its parts.
+    return read_ahead(path for path in [*paths, *map(Path, last)] if path.is_file())
 
 
 class ReadAhead:

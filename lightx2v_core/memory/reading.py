@@ -117,7 +117,7 @@ def _staging(cuda: Cuda) -> Tensor:
 
 
 def _fill(memory: Tensor, part: Part) -> None:
-    view = memoryview(memory.numpy())
+    view = memory.numpy().data
     with part.path.open("rb", buffering=0) as file:
         file.seek(part.start)
         filled = 0

@@ -10,7 +10,14 @@ from lightx2v_core.checkpoint.source import open_checkpoint
 from lightx2v_core.errors import CheckpointError
 from lightx2v_core.memory import reading
 from lightx2v_core.memory.files import Mapped
-from lightx2v_core.memory.readahead import PIECE_BYTES, ReadAhead, files_of, pieces, read_ahead
+from lightx2v_core.memory.readahead import (
+    PIECE_BYTES,
+    ReadAhead,
+    files_of,
+    pieces,
+    read_ahead,
+    read_ahead_named,
+)
 from lightx2v_core.memory.reading import read_to
 from tests.unit.memory.test_transport import Card
 
@@ -103,3 +110,19 @@ def test_reading_ahead_stops_when_told_and_survives_a_file_that_goes(tmp_path):
     gone.stop()
 
     assert gone.bytes_read == 0
+
+
+def test_the_files_of_a_command_are_read_ahead_and_of_one_that_only_looks_none(tmp_path):
+    for name in ("wan", "umt5", "vae"):
+        (tmp_path / f"{name}.safetensors").write_bytes(bytes(100))
+    wan, umt5, vae = (str(tmp_path / f"{name}.safetensors") for name in ("wan", "umt5", "vae"))
+    generate = ["generate", "--model", wan, "--text-encoder", umt5, f"--vae={vae}", "--prompt", "x"]
+
+    ahead = read_ahead_named(generate)
+
+    assert ahead is not None
+    ahead.wait()
+    assert ahead.bytes_read == 300
+    assert read_ahead_named(["inspect", wan]) is None
+    assert read_ahead_named([*generate, "--dry-run"]) is None
+    assert read_ahead_named([]) is None
