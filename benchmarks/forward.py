@@ -252,15 +252,12 @@ def exact_velocity(course: Course) -> Tensor:
 
 
 @torch.inference_mode()
-def time_one(course: Course, contender: Contender, exact: Tensor) -> Line:
-    """Seconds, peak memory and error of one contender; or why it cannot run."""
+def time_one(course: Course, contender: Contender, exact: Tensor | None = None) -> Line:
+    """Seconds, peak memory and error (where `exact` is given) of one; or why it cannot run."""
     device = course.device
     try:
         forward = contender.load(course.config, course.weights())
-        small = random_inputs(course.config, course.error_size, device)
-        # A compiled setting would be compiled for this size too, to the same numbers.
-        with torch.compiler.set_stance("force_eager"):
-            error = relative_error(forward(*small), exact)
+        error = None if exact is None else _error(course, forward, exact)
         inputs = random_inputs(course.config, course.size, device)
         reset_peak(device)
         seconds = median_seconds(lambda: forward(*inputs), device, course.repeats, course.warm_ups)
@@ -275,6 +272,13 @@ def time_one(course: Course, contender: Contender, exact: Tensor) -> Line:
         "peak_gib": round(peak_bytes(device) / GIB, 2),
         "relative_error": error,
     }
+
+
+def _error(course: Course, forward: Forward, exact: Tensor) -> float:
+    small = random_inputs(course.config, course.error_size, course.device)
+    # A compiled setting would be compiled for this size too, to the same numbers.
+    with torch.compiler.set_stance("force_eager"):
+        return relative_error(forward(*small), exact)
 
 
 @torch.inference_mode()

@@ -27,6 +27,7 @@ from lightx2v_core.checkpoint.headers import TensorHeader
 from lightx2v_core.checkpoint.layouts import to_diffusers
 from lightx2v_core.errors import CapabilityError, RequestError
 from lightx2v_core.wan.config import WanConfig
+from lightx2v_core.wan.vae import VaeConfig
 
 Forward = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 Weights = dict[str, Tensor]
@@ -215,6 +216,17 @@ def _comfy_fa3(
     q, k, v = (part.unflatten(-1, (heads, -1)) for part in (q, k, v))
     y = flash_attn_func(q, k, v)
     return (y[0] if isinstance(y, tuple) else y).flatten(2)
+
+
+def comfy_vae(config: VaeConfig, device: torch.device) -> torch.nn.Module:
+    """ComfyUI's own VAE of Wan 2.1 in bfloat16, random; `contenders` has found the checkout."""
+    vae = _comfy("ldm.wan.vae").WanVAE(
+        dim=config.decoder_dim, z_dim=config.z_dim, temperal_downsample=[False, True, True]
+    )
+    for parameter in vae.parameters():
+        spread = 1.0 if parameter.ndim < 2 else parameter[0].numel() ** -0.5
+        torch.nn.init.normal_(parameter, std=spread)
+    return vae.to(device, torch.bfloat16).requires_grad_(False).eval()
 
 
 def _compile(blocks: Iterable[torch.nn.Module]) -> None:
