@@ -45,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--folder", type=Path, help="where the file is written for a while: the disk measured")
+    add("--file", type=Path, help="keep the file under this name, or take the one that is there")
     add("--scheme", choices=("bf16", "fp8", "int8"), default="fp8")
     add("--size", default="480p", help="480p, 720p or WIDTHxHEIGHTxFRAMES")
     add("--blocks", type=int, help="fewer than the model has: a smaller file")
@@ -66,7 +67,9 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, object]]:
 
     device = select_device(options.device)
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="lightx2v-") as folder:
-        path = write_model(Path(folder), options)
+        path = options.file or Path(folder) / "wan2.1_i2v_random.safetensors"
+        if not path.is_file():
+            write_model(path, options)
         nbytes = path.stat().st_size
         is_direct, raw_seconds = read_raw(path)
         for plain in (False, True) if options.plain else (False,):
@@ -88,7 +91,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, object]]:
             }
 
 
-def write_model(folder: Path, options: argparse.Namespace) -> Path:
+def write_model(path: Path, options: argparse.Namespace) -> None:
     """Made where it will run, since a card draws numbers faster; then written and synced."""
     import torch
 
@@ -103,11 +106,10 @@ def write_model(folder: Path, options: argparse.Namespace) -> Path:
     tensors = random_weights(config, device)
     if options.scheme != "bf16":
         tensors = quantised(tensors, options.scheme)
-    path = write_file(tensors, folder / "wan2.1_i2v_random.safetensors")
+    write_file(tensors, path)
     tensors.clear()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return path
 
 
 def drop_cache(path: Path) -> None:

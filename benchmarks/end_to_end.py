@@ -100,7 +100,11 @@ def measure(options: argparse.Namespace) -> Line:
         "peak_gb": round(max(result.peak_bytes for _, result in warm) / 1e9, 2),
         "loading_seconds": round(loading, 2),
         "first_video_seconds": round(first[0], 2),
-        "first_stages": {name: round(spent, 3) for name, spent in first[1].seconds.items()},
+        # In order, the first that warms up too.
+        "videos": [
+            {name: round(spent, 3) for name, spent in result.seconds.items()}
+            for _, result in videos
+        ],
         "model": summary,
         "placed": list(placed),
         "attention": options.attention,
