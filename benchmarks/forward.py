@@ -8,7 +8,8 @@ Random weights of the real shapes, made on the card from a seed, so that everyon
 same numbers. First a line for each setting of each peer (case `forward_peer`), then ours:
 `forward_16bit` and `forward_8bit` with their ratio to the fastest 16-bit peer of this run,
 `forward_8bit_vs_8bit` with the ratio to the fastest 8-bit one; `_720p` and other sizes are in the
-case's name. A line without peers has no ratio. What failed says so in `blocked_by`.
+case's name. `stock_ratio` leaves out peers that were given a package they do not ask for
+(FlashAttention 3 through ComfyUI's hook). What failed says so in `blocked_by`.
 
 The error is against the float32 forward of the same weights, of all blocks, on a clip of
 `--error-size`: the whole one would take half a minute in float32. `--profile` adds a line with the
@@ -18,9 +19,10 @@ card's time by class of kernel. `--tiny` tries everything with a small model, on
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -204,39 +206,44 @@ def load_ours(
 def race(course: Course, theirs: Sequence[Contender], mine: Sequence[Contender]) -> Iterator[Line]:
     """The lines of every contender, peers first, then ours with the ratio to the fastest."""
     exact = exact_velocity(course)
-    best: dict[str, Line] = {}
+    best: dict[str, Line] = {}  # by tier; and by tier and "stock" among the peers' own settings
     for peer in theirs:
-        line = {
-            "case": course.case("forward_peer"),
-            **peer.facts(),
-            **time_one(course, peer, exact),
-        }
-        if "seconds" in line and line["seconds"] < best.get(peer.tier, line)["seconds"] + 1e-12:
-            best[peer.tier] = line
+        line = {"case": course.case("forward_peer"), **peer.facts()}
+        line |= time_one(course, peer, exact)
+        for place in (peer.tier, f"{peer.tier} stock")[: 1 + peer.stock]:
+            if "seconds" in line and _seconds(line) < _seconds(best.get(place)):
+                best[place] = line
         yield line | course.facts()
     for our in mine:
         measured = {**our.facts(), **time_one(course, our, exact)}
-        yield _beside(course.case(f"forward_{our.tier}"), measured, best.get("16bit"), course)
+        yield _beside(course.case(f"forward_{our.tier}"), measured, best, "16bit") | course.facts()
         if our.tier == "8bit" and "8bit" in best:
             case = course.case("forward_8bit_vs_8bit")
-            yield _beside(case, measured, best["8bit"], course)
+            yield _beside(case, measured, best, "8bit") | course.facts()
         if course.profile and "seconds" in measured:
             case = course.case(f"profile_{our.tier}")
             yield {"case": case, **our.facts(), **profile(course, our), **course.facts()}
 
 
-def _beside(case: str, ours: Line, peer: Line | None, course: Course) -> Line:
+def _seconds(line: Line | None) -> float:
+    return math.inf if line is None else float(str(line["seconds"]))
+
+
+def _beside(case: str, ours: Line, best: Mapping[str, Line], tier: str) -> Line:
+    """`ratio` to the fastest peer, and `stock_ratio` to the fastest of the peers' own settings."""
     line = {"case": case, **ours}
-    if peer is not None:
+    for place, prefix in ((tier, ""), (f"{tier} stock", "stock_")):
+        if (peer := best.get(place)) is None:
+            continue
         line |= {
-            "peer": f"{peer['who']} {peer['setting']}",
-            "peer_version": peer["version"],
-            "peer_seconds": peer["seconds"],
-            "peer_relative_error": peer["relative_error"],
+            f"{prefix}peer": f"{peer['who']} {peer['setting']}",
+            f"{prefix}peer_version": peer["version"],
+            f"{prefix}peer_seconds": peer["seconds"],
+            f"{prefix}peer_relative_error": peer["relative_error"],
         }
         if "seconds" in ours:
-            line["ratio"] = ours["seconds"] / peer["seconds"]
-    return line | course.facts()
+            line[f"{prefix}ratio"] = _seconds(ours) / _seconds(peer)
+    return line
 
 
 @torch.inference_mode()

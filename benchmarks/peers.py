@@ -45,6 +45,8 @@ class Contender:
     attention: str
     scheme: str
     load: Callable[[WanConfig, Weights], Forward]
+    # Whether the program has this setting by itself; else a package was put in through its hook.
+    stock: bool = True
 
     def facts(self) -> dict[str, object]:
         return {
@@ -53,6 +55,7 @@ class Contender:
             "version": self.version,
             "attention": self.attention,
             "scheme": self.scheme,
+            "stock": self.stock,
         }
 
 
@@ -98,7 +101,8 @@ def _comfyui(root: Path) -> list[Contender]:
             for compiled in (False, True):
                 setting = "-".join((scheme, attention, *(("compile",) if compiled else ())))
                 load = _ComfyLoad(scheme, override, compiled)
-                made.append(Contender("comfyui", setting, release, tier, attention, scheme, load))
+                facts = (setting, release, tier, attention, scheme, load, override is None)
+                made.append(Contender("comfyui", *facts))
     return made
 
 
