@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .readahead import pieces
 
+READERS = 8
 MAPS = Path("/proc/self/maps")
 
 
@@ -45,6 +48,43 @@ class FileStamp:
                 f"then, {now.size} now); load the model again, and replace weight files only while "
                 "nothing uses them"
             )
+
+
+def read_into(memory: Tensor, path: Path, start: int) -> None:
+    """The bytes of a file from `start` on into all of `memory` (uint8, on the host).
+
+    Raises CheckpointError where the file ends before.
+    """
+    view, filled = memory.numpy().data, 0
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while filled < len(view):
+            count = file.readinto(view[filled:])
+            if not count:
+                raise CheckpointError(
+                    f"{path.name} ends at byte {start + filled}, inside a tensor; download it again"
+                )
+            filled += count
+
+
+def gather(parts: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Copy `source` into `target` for each (target, source), bytes on the host.
+
+    What is a view of a mapped file is read from the file by several threads, which a disk serves
+    faster than one page after another. Raises CheckpointError where the file ends before.
+    """
+    mapped, reads = Mapped(), []
+    for target, source in parts:
+        found = mapped.locate(source)
+        if found is None:
+            target.copy_(source)
+            continue
+        for piece in pieces(*found, source.nbytes):
+            begin = piece.start - found[1]
+            reads.append((target[begin : begin + piece.nbytes], piece.path, piece.start))
+    if reads:
+        with ThreadPoolExecutor(min(READERS, len(reads)), "lightx2v-gather") as pool:
+            list(pool.map(lambda read: read_into(*read), reads))
 
 
 class Mapped:

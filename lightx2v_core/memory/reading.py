@@ -16,13 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
-from .files import Mapped
+from .files import READERS, Mapped, read_into
 from .readahead import pieces
 from .slots import flat_bytes
 from .transport import Cuda, TorchCuda, pinned_memory, private_memory
 
-READERS = 8
 PIECE_BYTES = 16 * 2**20  # page-locked, two for each reader
 LEAST_BYTES = 2**20  # smaller tensors are copied plainly
 
@@ -101,7 +99,7 @@ class _Readers:
                     turn = 1 - turn
                     sent.synchronize()  # the piece that was here has left
                     piece = memory[: part.target.numel()]
-                    _fill(piece, part)
+                    read_into(piece, part.path, part.start)
                     self._cuda.copy(part.target, piece, stream)
                     sent.record(stream)
             except BaseException:
@@ -114,18 +112,3 @@ class _Readers:
 def _staging(cuda: Cuda) -> Tensor:
     memory = pinned_memory(cuda, PIECE_BYTES)
     return private_memory(PIECE_BYTES) if memory is None else memory
-
-
-def _fill(memory: Tensor, part: Part) -> None:
-    view = memory.numpy().data
-    with part.path.open("rb", buffering=0) as file:
-        file.seek(part.start)
-        filled = 0
-        while filled < len(view):
-            count = file.readinto(view[filled:])
-            if not count:
-                raise CheckpointError(
-                    f"{part.path.name} ends at byte {part.start + filled}, inside a tensor; "
-                    "download it again"
-                )
-            filled += count

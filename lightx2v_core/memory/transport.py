@@ -20,7 +20,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from .files import FileStamp
+from .files import FileStamp, gather
 from .ram import pinnable_bytes
 from .slots import Layout
 
@@ -280,8 +280,8 @@ class CudaTransport:
                 )
             self.refused_bytes += nbytes
             return False
-        for offset, part in source.layout.parts(source.tensors):
-            memory[offset : offset + part.numel()].copy_(part)
+        parts = source.layout.parts(source.tensors)
+        gather((memory[offset : offset + part.numel()], part) for offset, part in parts)
         source.pinned = memory
         return True
 

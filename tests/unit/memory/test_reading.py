@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from lightx2v_core.checkpoint.source import open_checkpoint
 from lightx2v_core.errors import CheckpointError
 from lightx2v_core.memory import reading
-from lightx2v_core.memory.files import Mapped
+from lightx2v_core.memory.files import Mapped, gather
 from lightx2v_core.memory.readahead import (
     PIECE_BYTES,
     ReadAhead,
@@ -126,3 +126,14 @@ def test_the_files_of_a_command_are_read_ahead_and_of_one_that_only_looks_none(t
     assert read_ahead_named(["inspect", wan]) is None
     assert read_ahead_named([*generate, "--dry-run"]) is None
     assert read_ahead_named([]) is None
+
+
+def test_pieces_of_a_file_and_loose_bytes_are_gathered_into_one_memory(mapped, monkeypatch):
+    monkeypatch.setattr("lightx2v_core.memory.files.pieces", lambda *at: pieces(*at, 70_001))
+    _, tensors = mapped
+    sources = [tensors["odd"], torch.arange(9, dtype=torch.uint8), tensors["b"].view(torch.uint8)]
+    memory = [torch.empty_like(source.flatten()) for source in sources]
+
+    gather(zip(memory, [source.flatten() for source in sources], strict=True))
+
+    assert all(torch.equal(a, b.flatten()) for a, b in zip(memory, sources, strict=True))
