@@ -243,7 +243,7 @@ def test_the_demo_makes_nearly_the_same_video_on_the_card_as_on_the_cpu(streams,
     pipeline = Pipeline(parts, torch.device("cuda"))
     expert, size = pipeline.experts[0], pipeline.preset.size
     if streams:
-        needed = expert.residency.card_bytes(0) + pipeline._activations(expert, size)
+        needed = expert.residency.card_bytes(0) + pipeline.turns.activations(expert, size)
         others = torch.cuda.memory_allocated() + 2**23
         pipeline.vram_bytes = others + WORKSPACE_BYTES + needed
     with caplog.at_level("INFO"):
