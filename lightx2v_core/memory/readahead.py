@@ -17,8 +17,9 @@ from .ram import available_bytes, margin_bytes
 
 log = logging.getLogger(__name__)
 
-PIECE_BYTES = 16 * 2**20
-THREADS = 4
+# The system reads a plain file in small windows, one for each thread that waits.
+PIECE_BYTES = 4 * 2**20
+THREADS = 16
 COMMANDS = {"generate", "bench"}
 WEIGHTS = {".safetensors", ".gguf", ".pth", ".pt", ".bin", ".ckpt"}
 
