@@ -224,7 +224,8 @@ def check_scale_values(model: nn.Module, source: str) -> None:
     """
     modules = dict(model.named_modules())
     with ThreadPoolExecutor(SCALE_READERS, "lightx2v-scales") as pool:
-        bad = [n for n, is_bad in zip(modules, pool.map(_bad_scales, modules.values())) if is_bad]
+        found = list(pool.map(_bad_scales, modules.values()))
+    bad = [name for name, is_bad in zip(modules, found, strict=True) if is_bad]
     if bad:
         raise CheckpointError(
             f"{source}: the scales of {len(bad)} linears hold NaN or infinity ({preview(bad)}); "
