@@ -43,7 +43,7 @@ from training.measures import clip_scores
 from training.questions import unseen_scenes
 
 from .format_files import SOURCE, Form, forms
-from .memory import commit
+from .lines import commit
 
 SIGMA = 0.9375  # of the forward that is compared
 PROBE_SEED, LORA_SEED = 11, 12

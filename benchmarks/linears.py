@@ -11,11 +11,7 @@ did not run. Data is random: the time of a matmul on a card at its power limit d
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +23,7 @@ from lightx2v_core.ops.matmul import DEQUANTISE, FP8, INT8, ROWS, Weight
 from lightx2v_core.quant.linear import QuantisedLinear
 from lightx2v_core.quant.quantise import WRITTEN
 
-from .memory import commit
+from .lines import Line, about, add_out, emit, median_seconds, relative_error
 
 TOKENS = 32760  # 480x832, 81 frames
 SHAPES = ((5120, 5120), (5120, 13824), (13824, 5120))  # in, out: attention, ffn.0, ffn.2
@@ -42,7 +38,6 @@ CASES = (
     (DEQUANTISE, "fp8", FP8),
     (DEQUANTISE, "int8", INT8),
 )
-Line = dict[str, object]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,15 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="append the lines here too")
+    add_out(parser)
     options = parser.parse_args(arguments)
     device = select_device(options.device)
-    for line in run(device, SHAPES, options.tokens, options.repeats):
-        text = json.dumps(line)
-        print(text, flush=True)
-        if options.out:
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(text + "\n")
+    emit(run(device, SHAPES, options.tokens, options.repeats), options.out)
     return 0
 
 
@@ -66,7 +56,7 @@ def run(
     device: torch.device, shapes: Sequence[tuple[int, int]], tokens: int, repeats: int
 ) -> Iterator[Line]:
     """The lines of every case, bf16 first for each shape (in_features, out_features)."""
-    about = _about(device)
+    here = about(device)
     for in_features, out_features in shapes:
         generator = torch.Generator(device).manual_seed(0)
         weight = torch.randn(out_features, in_features, generator=generator, device=device)
@@ -78,25 +68,25 @@ def run(
         shape = {"tokens": tokens, "in_features": in_features, "out_features": out_features}
         half, half_bias = weight.bfloat16(), bias.bfloat16()
         bf16 = median_seconds(lambda: F.linear(x, half, half_bias), device, repeats)  # noqa: B023
-        error = _relative(F.linear(x[:CHECKED], half, half_bias), exact)
-        yield _line("bf16", "bf16", bf16, bf16, flop, error) | shape | about
+        error = relative_error(F.linear(x[:CHECKED], half, half_bias), exact)
+        yield _line("bf16", "bf16", bf16, bf16, flop, error) | shape | here
         for row, scheme, codes in CASES:
             reason = ROWS[row].blocked_by(
                 describe_card(device), Weight(codes, in_features, out_features)
             )
             if reason:
                 line: Line = {"case": f"linear-{row}", "scheme": scheme, "blocked_by": reason}
-                yield line | shape | about
+                yield line | shape | here
                 continue
             linear = quantised_linear(weight, bias, row, scheme)
             seconds = median_seconds(lambda: linear(x), device, repeats)  # noqa: B023
-            error = _relative(linear(x[:CHECKED]), exact)
+            error = relative_error(linear(x[:CHECKED]), exact)
             line = _line(row, scheme, seconds, bf16, flop, error)
             if row != DEQUANTISE and not row.startswith("kitchen"):
                 dtype = WRITTEN[scheme].dtype
                 quantise = lambda: rows_of(x, dtype)  # noqa: B023, E731
                 line["quantise_seconds"] = median_seconds(quantise, device, repeats)
-            yield line | shape | about
+            yield line | shape | here
 
 
 def quantised_linear(weight: Tensor, bias: Tensor, row: str, scheme: str) -> QuantisedLinear:
@@ -110,34 +100,6 @@ def quantised_linear(weight: Tensor, bias: Tensor, row: str, scheme: str) -> Qua
     return linear
 
 
-@torch.inference_mode()
-def median_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Of `repeats` runs after two to warm up; on CUDA by events."""
-    for _ in range(2):
-        work()
-    if device.type != "cuda":
-        return statistics.median(_clock(work) for _ in range(repeats))
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1000)
-    return statistics.median(times)
-
-
-def _clock(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def _relative(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.float() - expected).norm() / expected.norm())
-
-
 def _line(row: str, scheme: str, seconds: float, bf16: float, flop: int, error: float) -> Line:
     return {
         "case": f"linear-{row}",
@@ -147,11 +109,6 @@ def _line(row: str, scheme: str, seconds: float, bf16: float, flop: int, error: 
         "tflops": round(flop / seconds / 1e12, 1),
         "relative_error": error,
     }
-
-
-def _about(device: torch.device) -> Line:
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"card": card, "torch": torch.__version__, "commit": commit()}
 
 
 if __name__ == "__main__":

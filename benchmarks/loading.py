@@ -24,7 +24,8 @@ import torch
 from lightx2v_core.assemble import load_transformer
 from lightx2v_core.checkpoint.convert import GGUF_SCHEMES, SCHEMES, quantise_file
 
-from .memory import AnonymousMemory, commit, rss_anon
+from .lines import commit
+from .memory import AnonymousMemory, rss_anon
 from .random_files import I2V_14B, TINY, write_random
 
 

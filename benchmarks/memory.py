@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 import sys
 import tempfile
 import threading
@@ -39,6 +38,7 @@ from lightx2v_core.presets import PRESETS, make_plan
 from lightx2v_core.sampling.loop import make_noise, sample
 from lightx2v_core.wan.config import WanConfig
 
+from .lines import commit
 from .random_files import I2V_14B, TINY, write_random
 
 SAMPLE_SECONDS = 0.05
@@ -197,13 +197,6 @@ def rss_anon() -> int:
     status = Path("/proc/self/status")
     found = re.search(r"RssAnon:\s+(\d+) kB", status.read_text()) if status.is_file() else None
     return int(found.group(1)) * 1024 if found else 0
-
-
-def commit() -> str:
-    """Of this checkout; "unknown" outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from .cli import main
+from .memory.readahead import read_ahead_named
 
-sys.exit(main())
+if __name__ == "__main__":
+    read_ahead_named(sys.argv[1:])  # before PyTorch is imported, which takes seconds
+
+    from .cli import main
+
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The command line: generate a video, inspect a file, quantise one."""
+"""The command line: generate a video, inspect a file, quantise one, time one."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument("--scheme", required=True, help=", ".join(SCHEMES))
     quantize.add_argument("--verbose", action="store_true", help="log what happens")
     quantize.set_defaults(run=run_quantize)
+    _add_bench(commands.add_parser("bench", help="time the denoiser on this machine"))
     return parser
 
 
@@ -143,6 +144,18 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     add("--verbose", action="store_true", help="log what happens")
 
 
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", nargs="?", default="demo", help="demo, a transformer file, or a model folder")
+    add("--task", choices=("t2v", "i2v"), default="t2v", help="which demo model")
+    add("--forwards", type=int, default=4, help="that are timed, after one to warm up")
+    for name in ("width", "height", "frames"):
+        add(f"--{name}", type=int, help="default: what the model was trained for")
+    add("--json", action="store_true", help="print JSON")
+    _add_machine(parser)
+    parser.set_defaults(run=run_bench)
+
+
 def _numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
@@ -188,6 +201,30 @@ def run_quantize(options: argparse.Namespace) -> int:
         )
     size = options.target.stat().st_size
     print(f"{options.target}: {options.scheme}, {size / 1e9:.2f} GB")
+    return 0
+
+
+def run_bench(options: argparse.Namespace) -> int:
+    """Time forwards of one transformer and say what multiplied and attended, and why."""
+    from .bench import BenchRequest, bench
+    from .device import select_device
+    from .presets import demo_path
+
+    device = select_device(options.device)
+    sides = (options.width, options.height, options.frames)
+    if any(sides) and not all(sides):
+        raise RequestError("give --width, --height and --frames together, or none of them")
+    request = BenchRequest(
+        demo_path(options.task) if options.model == "demo" else Path(options.model),
+        VideoSize(*sides) if all(sides) else None,
+        options.forwards,
+        options.attention,
+        options.quant,
+        options.matmul,
+        None if options.vram_gb is None else int(options.vram_gb * 1e9),
+    )
+    report = bench(request, device)
+    print(json.dumps(report.as_json()) if options.json else "\n".join(report.lines()))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from .datatypes import VideoSize
 from .errors import RequestError
 from .wan.config import WanConfig
 from .wan.tae import TinyVae, Vae
+
+T = TypeVar("T")
 
 TINY_ENCODER = (
     "a start image must be encoded by the real VAE, and this one is tiny (TAEHV): its first latent "
@@ -101,3 +104,30 @@ def check_pairing(
             "CLIP vision features are given and this model has no CLIP branch (Wan 2.2 has none); "
             "remove them"
         )
+
+
+class Last:
+    """The last result of something slow, with what it was made from."""
+
+    def __init__(self) -> None:
+        self._made_from: tuple[object, ...] | None = None
+        self._result: object = None
+
+    def get(self, made_from: tuple[object, ...], make: Callable[[], T]) -> T:
+        """The result again where `made_from` is what it was, tensors by value; else `make()`."""
+        known = self._made_from
+        if known is None or not _same(known, made_from):
+            self._made_from = None  # in case of an error
+            self._result = make()
+            self._made_from = made_from
+        return cast(T, self._result)
+
+
+def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
+    return len(one) == len(other) and all(map(_equal, one, other))
+
+
+def _equal(one: object, other: object) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or (one.shape == other.shape and torch.equal(one, other))
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other

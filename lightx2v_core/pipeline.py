@@ -6,21 +6,21 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .assemble import (
-    LoadedTransformer,
     Parts,
     load_clip_vision,
     load_experts,
     load_text_encoder,
     load_vae,
 )
-from .conditioning import check_encodes, check_pairing, image_condition
+from .conditioning import Last, check_encodes, check_pairing, image_condition
 from .datatypes import SamplerPlan, StepEvent, VideoSize
 from .device import select_dtype
 from .errors import CapabilityError, LightX2VError, RequestError
@@ -33,21 +33,18 @@ from .memory.codec import borrowed, decode_anyhow, encode_anyhow, latents_at_onc
 from .memory.plan import (
     WORKSPACE_BYTES,
     Job,
-    activation_bytes,
     card_room,
-    cheaper,
-    is_ram_short,
     place_within,
     text_bytes,
-    video_tokens,
     with_one_retry,
 )
+from .memory.readahead import read_ahead
 from .memory.residency import Residency
 from .presets import Overrides, Preset, make_plan, note_for, preset_for
-from .quant.linear import holds_codes
 from .quant.quantise import KEEP
 from .sampling.loop import make_noise, sample
 from .text.umt5 import TextEncoder
+from .turns import Turns
 from .wan.config import TEXT_LEN, WanConfig
 
 log = logging.getLogger(__name__)
@@ -88,8 +85,8 @@ def _is_for(lora: LoraFile, side: str | None) -> bool:
     return side is None or identify(lora).expert in (None, side)
 
 
-def _name(expert: LoadedTransformer) -> str:
-    return f"{expert.info.expert}-noise transformer" if expert.info.expert else "transformer"
+# What the encoded pictures do not depend on.
+NOT_OF_IMAGES = ("prompt", "negative_prompt", "seed", "overrides", "size")
 
 
 def _keep(latent: Tensor, rescue: Path) -> str:
@@ -102,7 +99,12 @@ def _keep(latent: Tensor, rescue: Path) -> str:
 
 
 class Pipeline:
-    """Loads the parts of one model once and makes videos with them on `device`."""
+    """Loads the parts of one model once and makes videos with them on `device`.
+
+    What did not change since the video before is not done again: the same pictures, or the same
+    prompt, are not encoded twice, and a transformer stays on a card where there is room for it
+    beside all that runs before and after it.
+    """
 
     def __init__(
         self,
@@ -114,9 +116,13 @@ class Pipeline:
         matmul: str = "auto",
     ) -> None:
         self.device, self.vram_bytes = device, vram_bytes
-        self._placed: list[str] = []
+        self._last_text, self._last_images = Last(), Last()
+        # In the order in which they are needed, while those before them are set up and run.
+        wanted = (parts.text, parts.clip, parts.vae, parts.tae, parts.transformer, parts.low)
+        read_ahead(path for path in wanted if path is not None)
         dtype = select_dtype(device)
         self.experts = load_experts(parts, dtype, attention, device, quantisation, matmul)
+        self.turns = Turns(self.experts, device, self._room)
         self._check_experts()
         self.text = load_text_encoder(parts.text, parts.tokenizer, dtype)
         self._check_text(self.text)
@@ -165,7 +171,7 @@ class Pipeline:
         A strength is one number, or one for each step of the run (of both experts together). A
         file that says high or low noise goes to that expert of two. `merge`: into the weights.
         """
-        self._release(0)
+        self.turns.release(0)
         for expert in self.experts if merge else ():
             expert.residency.recall()  # merging changes blocks, which must be there
         loras = [(self._read_lora(path), strengths) for path, strengths in files]
@@ -210,10 +216,12 @@ class Pipeline:
         if request.image is not None:
             check_encodes(self.vae)
         seconds: dict[str, float] = {}
-        self._placed.clear()
+        self.turns.placed.clear()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
+        if not self._may_stay(size):
+            self.turns.release(0)
         with self._stage("text", seconds):
             text, negative = self._encode_text(request, plan)
             on_progress("text", 1, 1)
@@ -229,12 +237,15 @@ class Pipeline:
 
             try:
                 latent = sample(denoise, noise, plan, rng, on_step)
-            finally:
-                self._release(0)
+            except BaseException:
+                self.turns.release(0)
+                raise
+            if not self._may_stay(size):
+                self.turns.release(0)
         with self._stage("decode", seconds):
             pixels = self._decode(latent, size, on_progress, rescue)
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
-        return Result(to_uint8(pixels[0]), plan, size, seconds, peak, tuple(self._placed))
+        return Result(to_uint8(pixels[0]), plan, size, seconds, peak, tuple(self.turns.placed))
 
     @contextmanager
     def _stage(self, name: str, seconds: dict[str, float]) -> Iterator[None]:
@@ -247,26 +258,47 @@ class Pipeline:
     def _encode_text(
         self, request: GenerateRequest, plan: SamplerPlan
     ) -> tuple[Tensor, Tensor | None]:
-        prompts = [request.prompt] + ([request.negative_prompt] if plan.cfg != 1.0 else [])
-        engine, room = self.text_residency, self._room()
-        config = self.text.transformer.config
-        activations = text_bytes(config.num_heads, config.d_ff, TEXT_LEN, len(prompts))
-        device = self.device
+        guided = plan.cfg != 1.0
+        prompts = [request.prompt] + ([request.negative_prompt] if guided else [])
+
+        states = self._last_text.get((*prompts,), lambda: self._run_text_encoder(prompts))
+        return states[:1], states[1:] if guided else None
+
+    def _run_text_encoder(self, prompts: list[str]) -> Tensor:
+        """Streamed where a transformer is on the card, so that both together take no more than
+        the transformer alone while it runs."""
+        engine, room, device = self.text_residency, self._room(), self.device
+        activations = self._text_bytes(len(prompts))
         if room is not None and room < engine.least_bytes + activations + WORKSPACE_BYTES:
             log.info("the text encoder runs on the CPU: %.1f GB may be used", room / 1e9)
             device, room = torch.device("cpu"), None
+        elif room is not None and self.turns.is_any_on_card:
+            room = min(room, engine.card_bytes(0) + activations + WORKSPACE_BYTES)
         place_within(engine, device, room, Job("text encoder", activations))
         try:
-            states = self.text.encode(prompts).to(self.device)
+            return self.text.encode(prompts).to(self.device)
         finally:
-            engine.release()
-        return states[:1], states[1:] if plan.cfg != 1.0 else None
+            engine.release(keep_pinned=True)
+
+    def _text_bytes(self, prompts: int) -> int:
+        config = self.text.transformer.config
+        return text_bytes(config.num_heads, config.d_ff, TEXT_LEN, prompts)
 
     def _encode_images(
         self, request: GenerateRequest, size: VideoSize, on_progress: OnProgress
     ) -> tuple[Tensor | None, Tensor | None]:
         if request.image is None:
             return None, None
+        names = (entry.name for entry in fields(request) if entry.name not in NOT_OF_IMAGES)
+        made_from = (size, *(getattr(request, name) for name in names))
+        return self._last_images.get(
+            made_from, lambda: self._run_image_encoders(request, size, on_progress)
+        )
+
+    def _run_image_encoders(
+        self, request: GenerateRequest, size: VideoSize, on_progress: OnProgress
+    ) -> tuple[Tensor, Tensor | None]:
+        assert request.image is not None, "the caller has looked"
         with borrowed(self.vae, self.device):
             condition = image_condition(
                 self.vae,
@@ -299,9 +331,10 @@ class Pipeline:
 
         def denoise(x: Tensor, sigma: float, step: int) -> Tensor:
             expert = self.experts[plan.expert_at(step)]
-            self._place(expert, size)
+            self.turns.place(expert, size)
             steps_of(expert.model).follow(step, plan.steps)
             entry = x if condition is None else torch.cat((x, condition), dim=1)
+            advise = partial(self.turns.advice, expert, size)
             timestep = torch.tensor([1000.0 * sigma], device=x.device, dtype=torch.float32)
 
             def velocity() -> Tensor:
@@ -311,33 +344,16 @@ class Pipeline:
                 unguided = expert.model(entry, timestep, negative, clip)
                 return unguided + plan.cfg * (velocity - unguided)
 
-            return with_one_retry(expert.residency, velocity, lambda: self._advice(expert, size))
+            return with_one_retry(expert.residency, velocity, advise)
 
         return denoise
 
-    def _place(self, expert: LoadedTransformer, size: VideoSize) -> None:
-        engine = expert.residency
-        if engine.device is not None:
-            return
-        self._release(engine.ram_bytes() + (engine.total_bytes if self._on_card else 0))
-        activations = self._activations(expert, size)
-        job = Job(_name(expert), activations, self._advice(expert, size))
-        self._placed.append(place_within(engine, self.device, self._room(), job))
-
-    def _activations(self, expert: LoadedTransformer, size: VideoSize) -> int:
-        dtype = expert.model.compute_dtype
-        quantised, tokens = holds_codes(expert.model), video_tokens(size)
-        return activation_bytes(self.config, tokens, dtype.itemsize, quantised=quantised)
-
-    def _advice(self, expert: LoadedTransformer, size: VideoSize) -> str:
-        """The cheapest changes that would fit into what may be used now."""
-        engine, room = expert.residency, self._room()
-        least = engine.least_bytes - engine.loaded_bytes + WORKSPACE_BYTES
-
-        def fits(size: VideoSize) -> bool:
-            return room is None or least + self._activations(expert, size) <= room
-
-        return cheaper(size, fits, "" if holds_codes(expert.model) else "an fp8 file")
+    def _may_stay(self, size: VideoSize) -> bool:
+        """Whether the experts are left on the card while text and pictures go through theirs."""
+        room = self._room()
+        if not all(latents_at_once(vae, size, room) for vae in (self.vae, self.decoder)):
+            return False
+        return self.turns.may_stay(size, self.text_residency.card_bytes(0) + self._text_bytes(2))
 
     def _decode(
         self, latent: Tensor, size: VideoSize, on_progress: OnProgress, rescue: Path | None
@@ -356,10 +372,6 @@ class Pipeline:
                 raise
             raise CapabilityError(f"decoding failed ({error}); {_keep(latent, rescue)}") from error
 
-    @property
-    def _on_card(self) -> bool:
-        return self.device.type == "cuda"
-
     def _room(self) -> float | None:
         return card_room(self.device, self.vram_bytes)
 
@@ -367,17 +379,5 @@ class Pipeline:
         """Everything off the card but what is running."""
         for engine in (self.text_residency, *(e.residency for e in self.experts)):
             engine.release(keep_pinned=True)
-        if self._on_card:
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def _release(self, next_bytes: int) -> None:
-        """The experts off the card, and out of RAM too where `next_bytes` would not fit beside
-        them; they can be read again from their files."""
-        for expert in self.experts:
-            engine = expert.residency
-            is_placed = engine.device is not None
-            engine.release(keep_pinned=True)
-            if is_placed and is_ram_short(next_bytes):
-                log.info(
-                    "%.2f GB of RAM of the %s given back", engine.forget() / 1e9, _name(expert)
-                )

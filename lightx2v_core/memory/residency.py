@@ -9,7 +9,7 @@ the same before and after: only while a block runs do its slots show other tenso
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from ..errors import CheckpointError
 from ..wan.model import BlockInputs, WanBlock
 from .files import Mapped, stamps
 from .ram import pinnable_bytes, trim
+from .reading import to_device
 from .ring import Ring
 from .slots import Layout, Slot, slots_of
 from .transport import HostBlock, Transport, make_transport
@@ -138,13 +139,15 @@ class Residency:
         else:
             self._stop_streaming()
         self.device, self._buffers = device, buffers
-        mapped = Mapped()
-        HostBlock([s.tensor for s in self._rest], self._files, mapped).check()
-        for slot in self._rest:
-            self._bring(slot, device)
-        self._bring_branches(device)
-        for index in self._order[self.resident : wanted]:
+        mapped, arriving = Mapped(), self._order[self.resident : wanted]
+        if device.type != "cuda":  # there the reads themselves tell what cannot be read
+            HostBlock([s.tensor for s in self._rest], self._files, mapped).check()
+        for index in arriving:
             self._settle(index, device, mapped)
+        self._bring([*self._rest, *(s for i in arriving for s in self._blocks[i])], device)
+        self._bring_branches(device)
+        for index in arriving:
+            self._hosts.pop(index, None)
             self.resident += 1
         self._start_streaming(mapped)
 
@@ -153,11 +156,8 @@ class Residency:
         source = HostBlock([slot.tensor for slot in self._blocks[index]], self._files, mapped)
         if device.type == "cpu":
             self._in_place[index] = source
-        else:
+        elif device.type != "cuda":
             source.check()
-        for slot in self._blocks[index]:
-            self._bring(slot, device)
-        self._hosts.pop(index, None)
 
     def shrink(self, wanted_bytes: float) -> int:
         """Drop resident blocks, last first, until `wanted_bytes` are free; returns bytes freed."""
@@ -309,11 +309,12 @@ class Residency:
             if placed:
                 self._branch_homes.append((linear, placed, home))
 
-    def _bring(self, slot: Slot, device: torch.device) -> None:
-        home = slot.tensor
-        if home.device != device:
-            self._homes[slot] = home
-            slot.put(home.to(device))
+    def _bring(self, slots: Sequence[Slot], device: torch.device) -> None:
+        away = [slot for slot in slots if slot.tensor.device != device]
+        copies = to_device([slot.tensor for slot in away], device)
+        for slot, copy in zip(away, copies, strict=True):
+            self._homes[slot] = slot.tensor
+            slot.put(copy)
 
     def _send_home(self, slot: Slot) -> None:
         if slot in self._homes:

@@ -88,7 +88,7 @@ class Layout:
     def parts(self, tensors: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
         """(offset in the buffer, bytes) of each tensor, in the order of the memory."""
         for piece, tensor in zip(self.pieces, tensors, strict=True):
-            yield piece.offset, _bytes(tensor)
+            yield piece.offset, flat_bytes(tensor)
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -102,7 +102,7 @@ def _contiguous(shape: torch.Size) -> tuple[int, ...]:
     return torch.empty(shape, device="meta").stride()
 
 
-def _bytes(tensor: Tensor) -> Tensor:
+def flat_bytes(tensor: Tensor) -> Tensor:
     plain = tensor.detach()
     if not _is_dense(plain):
         plain = plain.contiguous()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.mapping import fault_in
-from .files import FileStamp, Mapped
+from .files import FileStamp, Mapped, gather
 from .ram import pinnable_bytes
 from .slots import Layout
 
@@ -60,12 +60,16 @@ class HostBlock:
         return all(a is b for a, b in zip(self.tensors, tensors, strict=True))
 
     def check(self) -> None:
-        """Raise CheckpointError when what would be read is no longer what was loaded."""
-        if not self._of_file or not self._files:
-            return
-        for stamp in self._files:
+        """Raise CheckpointError when what would be read is no longer what was loaded, or cannot
+        be: its pages are read for that."""
+        self.check_files()
+        if self._of_file and self._files:
+            fault_in(self._of_file, ", ".join(stamp.path.name for stamp in self._files[:3]))
+
+    def check_files(self) -> None:
+        """The same of the files alone, for who reads them and is told what cannot be read."""
+        for stamp in self._files if self._of_file else ():
             stamp.check()
-        fault_in(self._of_file, ", ".join(stamp.path.name for stamp in self._files[:3]))
 
 
 class Transport(Protocol):
@@ -265,12 +269,13 @@ class CudaTransport:
     def _load(self, slot: int, source: HostBlock, target: Tensor) -> None:
         """In the worker: through page-locked memory, kept with the block where it may be."""
         with self._cuda.activate(), torch.inference_mode():
-            source.check()
+            source.check_files()
             self._stream.wait_event(self._free[slot])
             if source.may_pin and self._pin(source):
                 assert source.pinned is not None
                 self._send(source.pinned, target, self._ready[slot])
                 return
+            source.check()
             self._send_in_pieces(source, target)
             self._ready[slot].record(self._stream)
 
@@ -292,8 +297,8 @@ class CudaTransport:
                 )
             self.refused_bytes += nbytes
             return False
-        for offset, part in source.layout.parts(source.tensors):
-            memory[offset : offset + part.numel()].copy_(part)
+        parts = source.layout.parts(source.tensors)
+        gather((memory[offset : offset + part.numel()], part) for offset, part in parts)
         source.pinned = memory
         return True
 

@@ -110,6 +110,13 @@ class CrossAttention(nn.Module):
         return inputs.attend(q_BNLD, k, v).transpose(1, 2).flatten(2)  # BNLD -> BLE
 
 
+def starting_modulation(count: int, dim: int) -> nn.Parameter:
+    """1 count E, as training starts; empty on ``meta``, where drawing makes PyTorch import its
+    compiler first (seconds)."""
+    empty = torch.empty(1, count, dim)
+    return nn.Parameter(empty if empty.is_meta else torch.randn(1, count, dim) / dim**0.5)
+
+
 class WanBlock(nn.Module):
     def __init__(self, config: WanConfig, ops: Ops) -> None:
         super().__init__()
@@ -123,7 +130,7 @@ class WanBlock(nn.Module):
             nn.GELU(approximate="tanh"),
             ops.Linear(config.ffn_dim, dim),
         )
-        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+        self.modulation = starting_modulation(6, dim)
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """x BLE float32 -> BLE float32."""
@@ -150,7 +157,7 @@ class Head(nn.Module):
         super().__init__()
         self.eps = config.eps
         self.head = ops.Linear(config.dim, config.out_dim * math.prod(PATCH))
-        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+        self.modulation = starting_modulation(2, config.dim)
 
     def forward(self, x: Tensor, embedding_BE: Tensor) -> Tensor:
         modulation = cast(self.modulation, x) + embedding_BE[:, None]

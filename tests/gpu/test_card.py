@@ -243,7 +243,7 @@ def test_the_demo_makes_nearly_the_same_video_on_the_card_as_on_the_cpu(streams,
     pipeline = Pipeline(parts, torch.device("cuda"))
     expert, size = pipeline.experts[0], pipeline.preset.size
     if streams:
-        needed = expert.residency.card_bytes(0) + pipeline._activations(expert, size)
+        needed = expert.residency.card_bytes(0) + pipeline.turns.activations(expert, size)
         others = torch.cuda.memory_allocated() + 2**21
         pipeline.vram_bytes = others + WORKSPACE_BYTES + needed
     with caplog.at_level("INFO"):
@@ -255,7 +255,12 @@ def test_the_demo_makes_nearly_the_same_video_on_the_card_as_on_the_cpu(streams,
     assert (f"transformer: resident {whole}/{whole} blocks" in caplog.text) != streams
     assert actual.peak_bytes > 0
     assert pipeline.vram_bytes is None or actual.peak_bytes <= pipeline.vram_bytes
-    assert all(p.device.type == "cpu" for e in pipeline.experts for p in e.model.parameters())
+    left = {p.device.type for p in expert.model.parameters()}
+    assert left == {"cpu" if streams else "cuda"}, "it stays where there is room for it"
+    again = pipeline.generate(replace(request, prompt="a blue circle moving left", seed=2))
+    assert again.memory == ((actual.memory) if streams else ()), "placed again only if it left"
+    pipeline.turns.release(0)
+    assert {p.device.type for p in expert.model.parameters()} == {"cpu"}
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightx2v_core.conditioning import check_pairing, fit_image, frame_mask, image_condition
+from lightx2v_core.conditioning import Last, check_pairing, fit_image, frame_mask, image_condition
 from lightx2v_core.datatypes import VideoSize
 from lightx2v_core.errors import RequestError
 from lightx2v_core.wan.vae import VaeConfig, WanVae
@@ -104,3 +104,20 @@ def test_a_wrong_pairing_is_refused(variant, takes_image, takes_last, has_clip, 
 )
 def test_a_right_pairing_passes(variant, takes_image, takes_last):
     check_pairing(VARIANTS[variant], takes_image, takes_last)
+
+
+def test_the_last_result_is_kept_for_equal_inputs_and_forgotten_after_an_error():
+    last, made = Last(), []
+
+    def make() -> int:
+        made.append(1)
+        return len(made)
+
+    ones = torch.ones(3)
+    assert [last.get((ones, "a"), make), last.get((torch.ones(3), "a"), make)] == [1, 1]
+    assert last.get((torch.ones(4), "a"), make) == 2
+    assert last.get((None, "a"), make) == 3
+    assert last.get((ones, None), make) == 4
+    with pytest.raises(ZeroDivisionError):
+        last.get((), lambda: 1 // 0)
+    assert last.get((ones, None), make) == 5

@@ -94,6 +94,27 @@ def test_a_seed_repeats_and_another_differs(t2v):
     assert not torch.equal(first, other)
 
 
+def test_a_second_prompt_encodes_text_alone_and_the_same_request_nothing(models):
+    pipeline = Pipeline(find_parts(str(models / "a14b"), "i2v"), CPU)
+    counted = []
+    for name, part in (("text", pipeline.text.transformer), ("vae", pipeline.vae.encoder)):
+        part.register_forward_hook(lambda *_, name=name: counted.append(name))
+
+    def encoded(**changes: object) -> set[str]:
+        counted.clear()
+        pipeline.generate(request(**changes))
+        return set(counted)
+
+    image = torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    first = encoded(image=image)
+
+    assert first == {"text", "vae"}
+    assert encoded(image=image.clone(), seed=9) == set(), "equal values are the same picture"
+    assert encoded(image=image, prompt="a blue one") == {"text"}
+    assert encoded(image=-image, prompt="a blue one") == {"vae"}
+    assert encoded(image=image, prompt="a blue one", size=VideoSize(48, 16, 5)) == {"vae"}
+
+
 def test_guidance_of_one_calls_the_model_once_a_step_and_more_twice(t2v):
     calls = []
     handle = t2v.experts[0].model.register_forward_hook(lambda *_: calls.append(1))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lightx2v_core import assemble, pipeline
+from lightx2v_core import assemble, turns
 from lightx2v_core.assemble import Parts
 from lightx2v_core.checkpoint.source import open_checkpoint
 from lightx2v_core.datatypes import VideoSize
@@ -54,7 +54,7 @@ def least_limit(made: Pipeline) -> int:
     """The smallest --vram-gb, in bytes, that the planner accepts for REQUEST."""
     expert, size = made.experts[0], REQUEST.size
     assert size is not None
-    return expert.residency.least_bytes + made._activations(expert, size) + WORKSPACE_BYTES
+    return expert.residency.least_bytes + made.turns.activations(expert, size) + WORKSPACE_BYTES
 
 
 @pytest.mark.parametrize("blocks", [0, 2])
@@ -261,7 +261,7 @@ def test_a_forgotten_model_leaves_less_than_one_percent_in_ram_and_comes_back(tm
 @contextmanager
 def ram_short(monkeypatch: pytest.MonkeyPatch, short: bool) -> Iterator[None]:
     with monkeypatch.context() as patched:
-        for module in (pipeline, assemble):
+        for module in (turns, assemble):
             patched.setattr(module, "is_ram_short", lambda _bytes: short)
         yield
 

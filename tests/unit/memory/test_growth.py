@@ -43,7 +43,7 @@ def test_ten_runs_with_other_words_seeds_lora_strengths_and_sizes_leave_ram_flat
     lora = tmp_path / "style.safetensors"
     save_file({f"diffusion_model.blocks.0.self_attn.q.{k}": v for k, v in pair.items()}, lora)
     made.vram_bytes = (
-        WORKSPACE_BYTES + made._activations(expert, sizes[1]) + expert.residency.card_bytes(1)
+        WORKSPACE_BYTES + made.turns.activations(expert, sizes[1]) + expert.residency.card_bytes(1)
     )
     request = GenerateRequest("a red circle")
     tensors, memory, frames = [], [], []

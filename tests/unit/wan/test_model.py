@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -118,3 +121,19 @@ def test_rotary_turns_interleaved_pairs():
     as_complex = torch.view_as_complex(x.unflatten(-1, (64, 2)).contiguous())
     expected = torch.view_as_real(as_complex * torch.complex(cos, sin)[None, :, None]).flatten(-2)
     torch.testing.assert_close(turned, expected)
+
+
+def test_a_model_built_empty_does_not_wait_for_pytorchs_compiler():
+    script = """
+import sys, torch
+from lightx2v_core.wan.config import WanConfig
+from lightx2v_core.wan.model import WanModel
+before = set(sys.modules)
+with torch.device("meta"):
+    WanModel(WanConfig(256, 512, 1, clip_tokens=257))
+print(len(set(sys.modules) - before))
+"""
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    assert int(done.stdout) < 20, done.stderr

@@ -1,0 +1,101 @@
+"""The transformers of one pipeline on one card: who is placed, who may stay, who leaves when."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .assemble import LoadedTransformer
+from .datatypes import VideoSize
+from .memory.plan import (
+    WORKSPACE_BYTES,
+    Job,
+    activation_bytes,
+    cheaper,
+    is_ram_short,
+    place_within,
+    video_tokens,
+)
+from .quant.linear import holds_codes
+
+log = logging.getLogger(__name__)
+
+
+class Turns:
+    """`room` tells how many bytes may still be allocated on `device`; None: nobody knows."""
+
+    def __init__(
+        self,
+        experts: Sequence[LoadedTransformer],
+        device: torch.device,
+        room: Callable[[], float | None],
+    ) -> None:
+        self._experts, self._device, self._room = experts, device, room
+        self.placed: list[str] = []  # a line for each placing
+
+    def place(self, expert: LoadedTransformer, size: VideoSize) -> None:
+        """`expert` onto the device if it is not there; others leave where both do not fit."""
+        engine = expert.residency
+        if engine.device is not None:
+            return
+        activations = self.activations(expert, size)
+        if not self._fits_beside(engine.total_bytes + activations):
+            self.release(engine.ram_bytes() + (engine.total_bytes if self._on_card else 0))
+        job = Job(_name(expert), activations, self.advice(expert, size))
+        self.placed.append(place_within(engine, self._device, self._room(), job))
+
+    def release(self, next_bytes: int) -> None:
+        """The experts off the card, and out of RAM too where `next_bytes` would not fit beside
+        them; they can be read again from their files."""
+        for expert in self._experts:
+            engine = expert.residency
+            is_placed = engine.device is not None
+            engine.release(keep_pinned=True)
+            if is_placed and is_ram_short(next_bytes):
+                log.info(
+                    "%.2f GB of RAM of the %s given back", engine.forget() / 1e9, _name(expert)
+                )
+
+    @property
+    def is_any_on_card(self) -> bool:
+        return self._on_card and any(e.residency.loaded_bytes for e in self._experts)
+
+    def may_stay(self, size: VideoSize, others_bytes: int) -> bool:
+        """Whether the experts can be left on the card: all whole, with room for a forward at
+        `size` and for `others_bytes` of what takes turns with it."""
+        placed = [e for e in self._experts if e.residency.device is not None]
+        if not placed or any(e.residency.streamed for e in placed):
+            return False
+        return self._fits_beside(max(others_bytes, *(self.activations(e, size) for e in placed)))
+
+    def activations(self, expert: LoadedTransformer, size: VideoSize) -> int:
+        model = expert.model
+        quantised, tokens = holds_codes(model), video_tokens(size)
+        return activation_bytes(
+            model.config, tokens, model.compute_dtype.itemsize, quantised=quantised
+        )
+
+    def advice(self, expert: LoadedTransformer, size: VideoSize) -> str:
+        """The cheapest changes that would fit into what may be used now."""
+        engine, room = expert.residency, self._room()
+        least = engine.least_bytes - engine.loaded_bytes + WORKSPACE_BYTES
+
+        def fits(size: VideoSize) -> bool:
+            return room is None or least + self.activations(expert, size) <= room
+
+        return cheaper(size, fits, "" if holds_codes(expert.model) else "an fp8 file")
+
+    @property
+    def _on_card(self) -> bool:
+        return self._device.type == "cuda"
+
+    def _fits_beside(self, nbytes: int) -> bool:
+        """Whether so much fits on the card beside the experts that are there already."""
+        room = self._room()
+        return self.is_any_on_card and room is not None and nbytes + WORKSPACE_BYTES <= room
+
+
+def _name(expert: LoadedTransformer) -> str:
+    return f"{expert.info.expert}-noise transformer" if expert.info.expert else "transformer"

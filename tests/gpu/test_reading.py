@@ -1,0 +1,32 @@
+"""Weights of a mapped file on a card, read by several threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lightx2v_core.checkpoint.source import open_checkpoint
+from lightx2v_core.memory.reading import PIECE_BYTES, to_device
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no card")]
+
+
+def test_every_bit_of_a_mapped_file_reaches_the_card_while_it_computes(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    sizes = (3 * PIECE_BYTES + 17, 5, 2**20, 10 * PIECE_BYTES)
+    stored = {
+        str(n): torch.randint(0, 256, (size,), generator=generator, dtype=torch.uint8)
+        for n, size in enumerate(sizes)
+    }
+    save_file(stored, tmp_path / "weights.safetensors")
+    mapped = open_checkpoint(tmp_path / "weights.safetensors").tensors({n: n for n in stored})
+    for _ in range(3):  # memory that kernels still write to is handed out again
+        busy = torch.randn(4096, 4096, device="cuda")
+        for _ in range(20):
+            busy = torch.tanh(busy @ busy)
+        del busy
+        copies = to_device([mapped[n] for n in stored], torch.device("cuda"))
+
+        for copy, expected in zip(copies, stored.values(), strict=True):
+            assert copy.device.type == "cuda" and torch.equal(copy.cpu(), expected)
