@@ -59,9 +59,9 @@ def latents_at_once(
 ) -> int:
     """The first of `choices` of latent frames that the count says fit into `room`; 0 where none.
 
-    More than one at once gains little (3 % with four), so it must fit into half of the room. Without
-    choices: CHUNKS on CUDA cards, 1 elsewhere, where more at once is no faster. 1 where nothing can
-    be counted.
+    More than one at once gains little (3 % with four), so it must fit into half of the room.
+    Without choices: CHUNKS on CUDA cards, 1 elsewhere, where more at once is no faster. 1 where
+    nothing can be counted.
     """
     if room is None or not isinstance(vae, WanVae):
         return 1
