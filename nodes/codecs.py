@@ -165,7 +165,7 @@ class TextStage(nn.Module):
         self.engine = Residency(self, files)
         self.engine.hook(self.blocks)
         for block in self.blocks:
-            block.register_forward_pre_hook(_check_interrupt)
+            block.register_forward_pre_hook(_check_interrupt, prepend=True)
         self.warned = False
 
     @property

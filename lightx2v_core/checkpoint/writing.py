@@ -13,6 +13,8 @@ from .headers import gigabytes
 
 log = logging.getLogger(__name__)
 
+MOST_KEPT = 1000  # rescued files of one name
+
 
 @contextmanager
 def replacing(target: Path, nbytes: int) -> Iterator[Path]:
@@ -48,10 +50,12 @@ def write_somewhere(write: Callable[[Path], object], path: Path) -> Path:
         return path
     except LightX2VError as error:
         first = error
-    other = Path(tempfile.gettempdir()) / "lightx2v" / path.name
+    names = (path.name, *(f"{path.stem}-{n}{path.suffix}" for n in range(2, MOST_KEPT)))
     try:
+        folder = Path(tempfile.gettempdir()) / "lightx2v"
+        other = next(folder / name for name in names if not (folder / name).exists())
         write(other)
-    except LightX2VError:
+    except (LightX2VError, OSError, StopIteration):
         raise first from None
     log.warning("%s; it is kept as %s", first, other)
     return other

@@ -337,10 +337,12 @@ def test_a_video_that_its_folder_does_not_take_is_kept_elsewhere_and_named(
     (tmp_path / "blocked").write_text("a file where a folder should be")
     output = tmp_path / "blocked" / "a.mp4"
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary" / "lightx2v").mkdir(parents=True)
+    (tmp_path / "temporary" / "lightx2v" / "a.mp4").write_text("rescued before")
 
     code = main(generate_arguments(models, output))
 
-    kept = tmp_path / "temporary" / "lightx2v" / "a.mp4"
+    kept = tmp_path / "temporary" / "lightx2v" / "a-2.mp4"
     assert code == 0 and read_metadata(kept)["seed"] == 3
     assert f"{kept}: 5 frames" in capsys.readouterr().out
     assert "a.mp4 could not be written ([Errno" in caplog.text
