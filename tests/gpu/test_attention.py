@@ -107,8 +107,8 @@ def test_what_lies_after_the_last_token_is_not_read(named):
     q, k, v = normal(1, 130, 2, 1, "cuda")
     expected = attend(q, k, v)
     for _ in range(3):
-        del_me = [torch.full((2**22,), -1, dtype=torch.int8, device="cuda") for _ in range(8)]
-        del del_me
+        junk = [torch.full((2**22,), -1, dtype=torch.int8, device="cuda") for _ in range(8)]
+        del junk
 
         assert torch.equal(attend(q, k, v), expected)
 
