@@ -182,11 +182,12 @@ def _release(info: CheckpointInfo) -> str:
 
 
 def _preset(preset: Preset, info: CheckpointInfo) -> str:
-    steps = ", ".join(str(step) for step in preset.denoising_list)
     assumed = note_for(info)
     size = f"{preset.size.width}x{preset.size.height}, {preset.size.frames} frames"
-    cfg = "CFG off" if preset.cfg == 1.0 else f"CFG {preset.cfg:g}"
-    text = f"{preset.name}: steps {steps}; shift {preset.shift:g}; {cfg}; {size}"
+    cfg = "CFG off" if preset.is_distilled else f"CFG {preset.cfg:g}"
+    if preset.cfg_low is not None:
+        cfg += f" (low noise {preset.cfg_low:g})"
+    text = f"{preset.name}: {preset.describe_steps()}; shift {preset.shift:g}; {cfg}; {size}"
     return f"{text} ({assumed})" if assumed else text
 
 
