@@ -29,19 +29,19 @@ class Fitted:
         if self.made == self.asked:
             return ""
         asked, made = self.asked, self.made
-        parts = []
-        if (made.width, made.height) != (asked.width, asked.height):
-            how = "cropped" if made.width * made.height > asked.width * asked.height else "padded"
-            parts.append(
-                f"{asked.width}x{asked.height} does not fit Wan (sides divisible by "
-                f"{SPATIAL_STEP}): made at {made.width}x{made.height} and {how}"
-            )
-        if made.frames != asked.frames:
-            parts.append(
-                f"{asked.frames} frames is not 4*n + 1: {made.frames} are made and the last "
-                f"{made.frames - asked.frames} dropped"
-            )
-        return "; ".join(parts)
+        told = (
+            f"{asked.width}x{asked.height}, {asked.frames} frames does not fit Wan (sides divisible "
+            f"by {SPATIAL_STEP}, 4*n + 1 frames): {made.width}x{made.height}, {made.frames} frames "
+            "are made, then "
+        )
+        larger = made.width > asked.width or made.height > asked.height
+        smaller = made.width < asked.width or made.height < asked.height
+        ways = [
+            *(["cropped"] if larger else []),
+            *(["padded with black"] if smaller else []),
+            *([f"the last {made.frames - asked.frames} dropped"] * (made.frames > asked.frames)),
+        ]
+        return told + " and ".join(ways)
 
     def trim(self, frames_FHWC: Tensor) -> Tensor:
         """Frames of `made` to frames of `asked`; black where the model made less."""

@@ -17,9 +17,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..lightx2v_core.errors import CapabilityError
+from ..lightx2v_core.media import even_sides as even
+from ..lightx2v_core.sizing import Fitted
 from .checks import check_latent, check_vae
 from .progress import show_text
-from .schema import newer
+from .schema import ADVANCED, ASKED_KEY, newer
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,13 @@ class DecodeVideo(io.ComfyNode):
                 io.Vae.Input(
                     "vae", tooltip="wan_2.1_vae, or a tiny one for a quick look, from any loader."
                 ),
+                io.Boolean.Input(
+                    "even_sides",
+                    default=False,
+                    optional=True,
+                    tooltip="Repeat the last row or column of an odd side: mp4 has none.",
+                    extra_dict=ADVANCED,
+                ),
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The frames.")],
             hidden=[io.Hidden.unique_id],
@@ -56,7 +65,7 @@ class DecodeVideo(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, latent: dict, vae: VAE) -> io.NodeOutput:
+    def execute(cls, latent: dict, vae: VAE, even_sides: bool = False) -> io.NodeOutput:
         samples = latent["samples"]
         channels = getattr(vae, "latent_channels", samples.shape[1])
         check_latent(samples, channels, "this VAE")
@@ -69,7 +78,27 @@ class DecodeVideo(io.ComfyNode):
         except Exception as error:
             path = save_latent(samples)
             raise _saved(error, path) from error
-        return io.NodeOutput(frames.flatten(0, 1) if frames.ndim == 5 else frames)
+        frames, told = _as_asked(frames, latent.get(ASKED_KEY), even_sides)
+        if told:
+            show_text(told, cls.hidden.unique_id)
+        return io.NodeOutput(frames)
+
+
+def _as_asked(frames: Tensor, fitted: Fitted | None, even_sides: bool) -> tuple[Tensor, str]:
+    """IMAGE of exactly the size asked for, and what is to be said. A latent that another node made
+    larger or smaller since is left as it is."""
+    clips = frames if frames.ndim == 5 else frames[None]
+    made = None if fitted is None else fitted.made
+    if made is not None and clips.shape[1:4] == (made.frames, made.height, made.width):
+        clips = torch.stack([fitted.trim(clip) for clip in clips])
+    images = clips.flatten(0, 1)
+    height, width = images.shape[1:3]
+    if not height % 2 and not width % 2:
+        return images, ""
+    if not even_sides:
+        return images, f"{width}x{height} has an odd side: for mp4 turn on even_sides"
+    images = even(images)
+    return images, f"{width}x{height} padded to {images.shape[2]}x{images.shape[1]} for mp4"
 
 
 def _check_finite(samples: Tensor) -> None:
