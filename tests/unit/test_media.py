@@ -32,16 +32,19 @@ def read_back(path: Path, height: int, width: int) -> tuple[str, torch.Tensor]:
     return told, torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(-1, height, width, 3)
 
 
-@pytest.mark.parametrize("size", [(48, 64), (47, 63)])
-def test_a_video_keeps_size_frames_rate_and_colours(tmp_path, size):
-    clip = moving_bar(9, *size)
+@pytest.mark.parametrize("size", [(48, 64), (47, 63), (48, 63), (1, 1)])
+def test_a_video_keeps_size_frames_rate_and_colours_and_an_odd_side_gets_a_pixel(tmp_path, size):
+    clip, even = moving_bar(9, *size), [side + side % 2 for side in size]
 
-    write_video(clip, tmp_path / "a.mp4", fps=16)
-    told, frames = read_back(tmp_path / "a.mp4", *size)
+    padded = write_video(clip, tmp_path / "a.mp4", fps=16)
+    told, frames = read_back(tmp_path / "a.mp4", *even)
 
+    frames = frames[:, : size[0], : size[1]]
     assert frames.shape == clip.shape
-    assert " 16 fps" in told
-    assert f"{size[1]}x{size[0]}" in told
+    assert " 16 fps" in told and "yuv420p" in told
+    assert f"{even[1]}x{even[0]}" in told
+    words = f"has an odd side, padded to {even[1]}x{even[0]} for mp4"
+    assert (words in padded) if even != list(size) else padded == ""
     assert (frames.float() - clip.float()).abs().mean() < 6, "more than H.264 at crf 16 loses"
 
 
