@@ -33,21 +33,25 @@ COSTS: dict[str, tuple[str, ...]] = {
 LARGER, SMALLER = 2.5, 0.4  # times the pixels of the trained frame; 480p releases run at 720p too
 
 
+Lora = tuple[str, float | Sequence[float], CheckpointInfo]
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is known of a run beside its plan. `loras` are (file, strengths, what it is)."""
+    """What is known of a run beside its plan. `loras` of each expert: (file, strengths, what it
+    is)."""
 
     info: CheckpointInfo | None  # of the first expert; None for a model of another loader
     preset: Preset
     size: VideoSize | None = None
-    loras: Sequence[tuple[str, float | Sequence[float], CheckpointInfo]] = ()
+    loras: Sequence[Sequence[Lora]] = ()
     experts: int = 1
     asked: Overrides = Overrides()
     caching: str | None = None  # the name of what skips steps, such as EasyCache
 
     @property
     def facts(self) -> list[CheckpointInfo]:
-        return [info for _, _, info in self.loras]
+        return [info for loras in self.loras for _, _, info in loras]
 
 
 def find_warnings(plan: SamplerPlan, run: Run) -> tuple[str, ...]:
@@ -102,7 +106,7 @@ def _guidance(plan: SamplerPlan, run: Run) -> list[str]:
     guided = [
         step
         for step in range(plan.steps)
-        if plan.cfg_at(step) > 1.0 and plan.expert_at(step) != 2 and not _is_off(run, step)
+        if plan.cfg_at(step) > 1.0 and plan.expert_at(step) != 2 and not _is_off(plan, run, step)
     ]
     if not guided:
         return []
@@ -112,13 +116,14 @@ def _guidance(plan: SamplerPlan, run: Run) -> list[str]:
     return [_warning("cfg", text, "set CFG 1.0")]
 
 
-def _is_off(run: Run, step: int) -> bool:
+def _is_off(plan: SamplerPlan, run: Run, step: int) -> bool:
     """Whether a base model runs this step bare: its LoRAs are for other steps."""
-    if not run.loras or run.info is None or is_distilled(run.info):
+    if run.info is not None and run.info.preset and is_distilled(run.info):
         return False
-    return all(
-        not isinstance(s, (int, float)) and step < len(s) and s[step] == 0.0
-        for _, s, _ in run.loras
+    expert = plan.expert_at(step)
+    loras = run.loras[expert] if expert < len(run.loras) else ()
+    return bool(loras) and all(
+        not isinstance(s, (int, float)) and step < len(s) and s[step] == 0.0 for _, s, _ in loras
     )
 
 
@@ -142,7 +147,7 @@ def _model(plan: SamplerPlan, run: Run) -> list[str]:
                 f"connect the {other}-noise file too",
             )
         )
-    for name, strengths, lora in run.loras:
+    for name, strengths, lora in {lora[0]: lora for loras in run.loras for lora in loras}.values():
         wanted = run.preset.lora_strength
         largest = strengths if isinstance(strengths, (int, float)) else max(strengths, key=abs)
         if lora.preset and not 0.5 * wanted <= largest <= 2.0 * wanted:

@@ -140,21 +140,23 @@ class Pipeline:
                 "a first stage by a model that is not distilled needs that model; here give the "
                 "LoRA a strength of 0 and CFG a value for those steps, as in 0,1,1,1 and 3.5,1,1,1"
             )
-        run = Run(info, preset, size, self._loras, len(self.experts), overrides)
+        run = Run(info, preset, size, self._loras_by_expert(), len(self.experts), overrides)
         warnings = find_warnings(plan, run)
         enforce(warnings, strict)
         return replace(plan, warnings=warnings)
 
-    def describe_loras(self) -> list[list[str]]:
-        """For each expert what a plan says of its LoRAs."""
+    def _loras_by_expert(self) -> list[list[tuple[str, Strengths, CheckpointInfo]]]:
         sides = ("high", "low") if len(self.experts) == 2 else (None,)
         return [
-            [
-                f"{name} {describe_strengths(strengths)}"
-                for name, strengths, info in self._loras
-                if side is None or info.expert in (None, side)
-            ]
+            [lora for lora in self._loras if side is None or lora[2].expert in (None, side)]
             for side in sides
+        ]
+
+    def describe_loras(self) -> list[list[str]]:
+        """For each expert what a plan says of its LoRAs."""
+        return [
+            [f"{name} {describe_strengths(strengths)}" for name, strengths, _ in loras]
+            for loras in self._loras_by_expert()
         ]
 
     def set_loras(self, files: Sequence[tuple[Path, Strengths]], merge: bool = False) -> list[str]:

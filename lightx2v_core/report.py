@@ -11,7 +11,7 @@ from .checkpoint.registry import UNKNOWN
 from .checkpoint.source import Checkpoint
 from .datatypes import VideoSize
 from .memory.plan import activation_bytes, video_tokens
-from .presets import Preset, note_for, preset_for
+from .presets import PRESETS, Preset, note_for, preset_for
 from .quant.schemes import PLAIN
 
 BF16_BYTES = 2
@@ -96,6 +96,10 @@ class Report:
             lines.append(f"holds: {_lora(info)}")
         if self.preset:
             lines.append(f"preset: {_preset(self.preset, info)}")
+        elif info.kind == "lora" and info.preset:
+            preset = PRESETS[info.preset]
+            strength = f"strength {preset.lora_strength:g}"
+            lines.append(f"preset: {_preset(preset, info)}; {strength}, on a base model")
         if info.kind in ("transformer", *OWN_LOADERS):
             lines.append(f"needs: {self.needs.describe()}")
         if self.goes_with:

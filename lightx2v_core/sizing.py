@@ -30,9 +30,9 @@ class Fitted:
             return ""
         asked, made = self.asked, self.made
         told = (
-            f"{asked.width}x{asked.height}, {asked.frames} frames does not fit Wan (sides divisible "
-            f"by {SPATIAL_STEP}, 4*n + 1 frames): {made.width}x{made.height}, {made.frames} frames "
-            "are made, then "
+            f"{asked.width}x{asked.height}, {asked.frames} frames does not fit Wan (sides "
+            f"divisible by {SPATIAL_STEP}, 4*n + 1 frames): {made.width}x{made.height}, "
+            f"{made.frames} frames are made, then "
         )
         larger = made.width > asked.width or made.height > asked.height
         smaller = made.width < asked.width or made.height < asked.height

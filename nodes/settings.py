@@ -80,12 +80,11 @@ def decide(
     """The plan with its warnings; an error where `strict` is set and there is one."""
     preset, note = preset_of(models[0], preset_name)
     plan = make_plan(preset, overrides, len(models), note)
-    known = [lora for model in models for lora in loras_of(model)]
     run = Run(
         getattr(models[0].model, "info", None),
         preset,
         size_of(samples),
-        [tuple(lora) for lora in known],
+        [[tuple(lora) for lora in loras_of(model)] for model in models],
         len(models),
         overrides,
         next((name for model in models if (name := caching_of(model))), None),

@@ -46,7 +46,7 @@ CASES = {
     ),
     "lora strength": (
         {},
-        {"info": BASE, "loras": [("a.safetensors", 0.125, LORA)]},
+        {"info": BASE, "loras": [[("a.safetensors", 0.125, LORA)]]},
         "a.safetensors at 0.125, made for 1 .*; set strength 1",
     ),
     "caching": ({}, {"caching": "EasyCache"}, "EasyCache skips whole steps, .*; remove it"),
@@ -78,8 +78,11 @@ def test_a_setting_outside_the_envelope_is_exactly_one_warning_with_the_fix(case
         ({"steps": 4, "shift": 5.0, "cfg": 1.0}, {}),
         ({"solver": "renoise"}, {}),
         ({}, {"size": VideoSize(1280, 720, 81)}),
-        ({}, {"info": BASE, "loras": [("a", 1.0, LORA)]}),
-        ({"cfgs": (3.5, 1, 1, 1)}, {"info": BASE, "loras": [("a", (0, 1, 1, 1), LORA)]}),
+        ({}, {"info": BASE, "loras": [[("a", 1.0, LORA)]]}),
+        (
+            {"cfgs": (3.5, 1, 1, 1)},
+            {"info": BASE, "loras": [[("a", (0, 1, 1, 1), LORA)], [("b", 1.0, LORA)]]},
+        ),
         ({"base_steps": 5}, {}),
     ],
 )
