@@ -6,9 +6,11 @@ The first row is the model as trained; every other is held against it on the sam
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lightx2v_core.presets import Overrides
 
-from .samplers import STUDENT, Row
+from .samplers import BASE, DISTILL_LORA, EXPERT_LORAS, STUDENT, Row
 
 # By the name of the warning that the product gives (lightx2v_core/envelope.py).
 MISUSES: dict[str, dict[str, Overrides]] = {
@@ -27,6 +29,26 @@ MISUSES: dict[str, dict[str, Overrides]] = {
 }
 
 
+# Of files that are not shipped, and of what is no setting of the plan.
+OTHERS: dict[str, dict[str, Row]] = {
+    "caching": {
+        "EasyCache skips step 2": Row("", "t2v", STUDENT, Overrides(), reused=(1,)),
+        "EasyCache skips steps 2 and 3": Row("", "t2v", STUDENT, Overrides(), reused=(1, 2)),
+    },
+    "not distilled": {"base, 4 steps": Row("", "t2v", BASE, Overrides())},
+    "lora strength": {
+        f"distill LoRA at {strength:g}": Row(
+            "", "t2v", BASE, Overrides(), (DISTILL_LORA,), lora_strength=strength
+        )
+        for strength in (0.125, 0.4, 2.5)
+    },
+    "one expert": {
+        f"the {name}-noise expert alone": Row("", "t2v", BASE, Overrides(), (lora,))
+        for name, lora in zip(("high", "low"), EXPERT_LORAS, strict=True)
+    },
+}
+
+
 def misuse_rows() -> list[Row]:
     rows = [Row("as trained", "t2v", STUDENT, Overrides())]
     for settings in MISUSES.values():
@@ -34,4 +56,12 @@ def misuse_rows() -> list[Row]:
             Row(name, "t2v", STUDENT, overrides, is_main=False)
             for name, overrides in settings.items()
         ]
+    for made in OTHERS.values():
+        rows += [replace(row, name=name, is_main=False) for name, row in made.items()]
     return rows
+
+
+def warning_of(row: str) -> str:
+    """The warning that the product gives for a row; "none" where it gives none."""
+    tables = (*MISUSES.items(), *OTHERS.items())
+    return next((name for name, rows in tables if row in rows), "none")

@@ -18,7 +18,7 @@ from torch import Generator
 
 from .intervals import LEVEL, SEED, Interval
 from .measures import Reference
-from .misuse import MISUSES
+from .misuse import warning_of
 from .questions import RealClips
 from .reporting import Made
 from .samplers import Row
@@ -54,9 +54,8 @@ def compare(row: Row, made: Made, trained: Made, reference: Reference) -> Verdic
     prompts = made.features_PSD.shape[0]
     intervals = [_paired(f, prompts, made, trained) for f in (score, frechet, diversity)]
     bad = (intervals[0].high < 0, intervals[1].low > 0, intervals[2].high < 0)
-    warning = next((w for w, rows in MISUSES.items() if row.name in rows), "none")
     worse = tuple(name for name, is_bad in zip(MEASURES, bad, strict=True) if is_bad)
-    return Verdict(warning, row.name, made.clips, *intervals, worse)
+    return Verdict(warning_of(row.name), row.name, made.clips, *intervals, worse)
 
 
 def _paired(
