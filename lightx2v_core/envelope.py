@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from .checkpoint.detect import CheckpointInfo
 from .datatypes import SamplerPlan, VideoSize
 from .errors import RequestError
-from .presets import Overrides, Preset, is_distilled
+from .presets import UNDISTILLED, Overrides, Preset, is_distilled
 from .sampling.schedule import step_values
 
 SAME = 2.0  # of list values: those from 999 and from 1000 are both as published
@@ -48,6 +48,7 @@ class Run:
     experts: int = 1
     asked: Overrides = Overrides()
     caching: str | None = None  # the name of what skips steps, such as EasyCache
+    base: CheckpointInfo | None = None  # of the model for a first stage without distillation
 
     @property
     def facts(self) -> list[CheckpointInfo]:
@@ -103,6 +104,10 @@ def _guidance(plan: SamplerPlan, run: Run) -> list[str]:
     in which every LoRA is off."""
     if not run.preset.is_distilled:
         return []
+    base = run.base
+    if base is not None and base.preset and base.release != UNDISTILLED and plan.cfg > 1.0:
+        text = f"CFG {plan.cfg:g} on model_base, which is distilled itself (release {base.release})"
+        return [_warning("cfg", text, "connect the model that is not distilled, without LoRA")]
     guided = [
         step
         for step in range(plan.steps)

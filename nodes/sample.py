@@ -114,7 +114,7 @@ class DistillSampler(io.ComfyNode):
             check_flow(each)
             check_request(each.model, positive, samples)
         overrides = wanted.overrides(schedule, split, cfg, solver, model_base is not None)
-        plan = decide(models, overrides, samples, wanted.preset, wanted.strict)
+        plan = decide(models, overrides, samples, wanted.preset, wanted.strict, model_base)
         if plan.cfg > 1.0 and negative is None:
             raise RequestError(
                 f"CFG {plan.cfg:g} needs a negative prompt; connect one, set cfg to 1, or put a "

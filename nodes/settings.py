@@ -76,8 +76,10 @@ def decide(
     samples: torch.Tensor,
     preset_name: str = AUTO,
     strict: bool = False,
+    base: Patcher | None = None,
 ) -> SamplerPlan:
-    """The plan with its warnings; an error where `strict` is set and there is one."""
+    """The plan with its warnings; an error where `strict` is set and there is one. `base` is the
+    model for a first stage without distillation."""
     preset, note = preset_of(models[0], preset_name)
     plan = make_plan(preset, overrides, len(models), note)
     run = Run(
@@ -88,10 +90,17 @@ def decide(
         len(models),
         overrides,
         next((name for model in models if (name := caching_of(model))), None),
+        None if base is None else _info_with_loras(base),
     )
     warnings = find_warnings(plan, run)
     enforce(warnings, strict)
     return replace(plan, warnings=warnings)
+
+
+def _info_with_loras(model: Patcher) -> CheckpointInfo | None:
+    """Of the file, or of the LoRA that distils it."""
+    distilling = (lora.info for lora in loras_of(model) if lora.info.preset)
+    return next(distilling, getattr(model.model, "info", None))
 
 
 def size_of(samples: torch.Tensor) -> VideoSize:

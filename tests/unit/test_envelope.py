@@ -32,6 +32,11 @@ def warned(
 CASES = {
     "cfg": ({"cfg": 3.5}, {}, "CFG 3.5 on a CFG-distilled model burns .*; set CFG 1.0"),
     "cfg of a step": ({"cfgs": (1, 2, 1, 1)}, {}, "CFG 2 in step 2 on"),
+    "cfg of the base": (
+        {"base_steps": 5},
+        {"base": LORA},
+        "CFG 3.5 on model_base, which is distilled itself .*; connect the model that is not",
+    ),
     "steps": ({"steps": 2}, {}, "2 steps on a model distilled for 4 .*; use 4, or schedule auto"),
     "shift": ({"shift": 1.0}, {}, "shift 1 on a model trained at 5 .*; set shift 5"),
     "shifts": ({"shifts": (8, 8, 5, 5)}, {}, "shift 8, 8, 5, 5 on"),
@@ -83,6 +88,7 @@ def test_a_setting_outside_the_envelope_is_exactly_one_warning_with_the_fix(case
             {"cfgs": (3.5, 1, 1, 1)},
             {"info": BASE, "loras": [[("a", (0, 1, 1, 1), LORA)], [("b", 1.0, LORA)]]},
         ),
+        ({"base_steps": 5}, {"base": BASE}),
         ({"base_steps": 5}, {}),
     ],
 )
