@@ -21,7 +21,8 @@ SAME = 2.0  # of list values: those from 999 and from 1000 are both as published
 COSTS: dict[str, tuple[str, ...]] = {
     "cfg": ("score", "Fréchet distance"),
     "steps": ("score", "Fréchet distance"),
-    "shift": ("Fréchet distance",),
+    "shift": ("Fréchet distance",),  # below the trained one
+    "shift above": ("diversity",),
     "list": ("Fréchet distance",),
     "frames": (),
     "size": (),
@@ -66,9 +67,8 @@ def enforce(warnings: Sequence[str], strict: bool) -> None:
         raise RequestError(f"strict is on: {'; '.join(warnings)}")
 
 
-def _warning(name: str, text: str, fix: str) -> str:
-    costs = COSTS[name]
-    if costs:
+def _warning(name: str, text: str, fix: str, costs: tuple[str, ...] | None = None) -> str:
+    if costs := COSTS[name] if costs is None else costs:
         text += f" (the demo model gets worse in {' and '.join(costs)})"
     return f"{name}: {text}; {fix}"
 
@@ -85,7 +85,9 @@ def _schedule(plan: SamplerPlan, run: Run) -> list[str]:
     if any(abs(shift - preset.shift) > 0.01 for shift in shifts):
         told = ", ".join(f"{shift:g}" for shift in shifts)
         text = f"shift {told} on a model trained at {preset.shift:g}"
-        found.append(_warning("shift", text, f"set shift {preset.shift:g}, or schedule auto"))
+        costs = COSTS["shift" if min(shifts) < preset.shift else "shift above"]
+        fix = f"set shift {preset.shift:g}, or schedule auto"
+        found.append(_warning("shift", text, fix, costs))
     values = asked.denoising_list
     if values and len(values) >= preset.steps and not asked.base_steps:
         trained = preset.values if len(values) == preset.steps else step_values(len(values))
