@@ -208,7 +208,7 @@ def run_generate(options: argparse.Namespace) -> int:
     _check(options)
     from .assemble import find_parts
     from .device import select_device
-    from .media import contact_sheet, read_image, write_video
+    from .media import contact_sheet, describe_padding, read_image, write_video
     from .sampling.schedule import describe
 
     images = [None if p is None else read_image(p) for p in (options.image, options.last_image)]
@@ -253,10 +253,9 @@ def run_generate(options: argparse.Namespace) -> int:
     with _progress_bar() as on_progress:
         rescue = options.output.with_suffix(".latent")
         result = pipeline.generate(request, on_progress, rescue)
-    if padded := write_video(
-        result.frames, options.output, options.fps, _metadata(options, result, plan)
-    ):
+    if padded := describe_padding(result.frames):
         print(padded)
+    write_video(result.frames, options.output, options.fps, _metadata(options, result, plan))
     if options.contact_sheet:
         contact_sheet([(options.prompt, result.frames)], options.contact_sheet)
     for line in result.memory:

@@ -24,19 +24,18 @@ def to_uint8(pixels_CFHW: Tensor) -> Tensor:
 
 def write_video(
     frames_FHWC: Tensor, path: Path, fps: int, metadata: Mapping[str, object] | None = None
-) -> str:
+) -> None:
     """H.264 mp4 of uint8 frames, whole or not at all. `metadata` goes into its comment as JSON.
 
     Players want yuv420p, which has no odd sides: such a side gets one more pixel, a copy of its
-    last, and the sentence that comes back says so.
+    last (`describe_padding` says so).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = frames_FHWC.shape[1:3]
     even = even_sides(frames_FHWC)
-    rows, columns = even.shape[1:3]
+    height, width = even.shape[1:3]
     part = path.with_name(f"{path.stem}.part{path.suffix}")
     comment = json.dumps(dict(metadata or {}), ensure_ascii=False)
-    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{columns}x{rows}", "-r", str(fps)]
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps)]
     target = ["-c:v", "libx264", "-crf", "16", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
     try:
         _ffmpeg(
@@ -50,9 +49,15 @@ def write_video(
         ) from error
     finally:
         part.unlink(missing_ok=True)
-    if even is frames_FHWC:
+
+
+def describe_padding(frames_FHWC: Tensor) -> str:
+    """What `write_video` adds to an odd side, in words; nothing for even ones."""
+    height, width = frames_FHWC.shape[1:3]
+    if not height % 2 and not width % 2:
         return ""
-    return f"{path.name}: {width}x{height} has an odd side, padded to {columns}x{rows} for mp4"
+    even = f"{width + width % 2}x{height + height % 2}"
+    return f"{width}x{height} has an odd side, padded to {even} for mp4"
 
 
 def even_sides(frames_FHWC: Tensor) -> Tensor:

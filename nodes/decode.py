@@ -17,6 +17,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..lightx2v_core.errors import CapabilityError
+from ..lightx2v_core.media import describe_padding
 from ..lightx2v_core.media import even_sides as even
 from ..lightx2v_core.sizing import Fitted
 from .checks import check_latent, check_vae
@@ -92,13 +93,14 @@ def _as_asked(frames: Tensor, fitted: Fitted | None, even_sides: bool) -> tuple[
     if made is not None and clips.shape[1:4] == (made.frames, made.height, made.width):
         clips = torch.stack([fitted.trim(clip) for clip in clips])
     images = clips.flatten(0, 1)
-    height, width = images.shape[1:3]
-    if not height % 2 and not width % 2:
+    if not (told := describe_padding(images)):
         return images, ""
-    if not even_sides:
-        return images, f"{width}x{height} has an odd side: for mp4 turn on even_sides"
-    images = even(images)
-    return images, f"{width}x{height} padded to {images.shape[2]}x{images.shape[1]} for mp4"
+    if even_sides:
+        return even(images), told
+    return (
+        images,
+        f"{images.shape[2]}x{images.shape[1]} has an odd side: for mp4 turn on even_sides",
+    )
 
 
 def _check_finite(samples: Tensor) -> None:

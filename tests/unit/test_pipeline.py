@@ -380,7 +380,7 @@ def test_the_command_line_takes_any_size_lists_by_step_and_strict(models, tmp_pa
     told = capsys.readouterr()
     assert codes == [0, 1]
     assert "33x16, 5 frames does not fit Wan" in told.out
-    assert "a.mp4: 33x16 has an odd side, padded to 34x16 for mp4" in told.out
+    assert "33x16 has an odd side, padded to 34x16 for mp4" in told.out
     assert "CFG 3.5, 1, 1, 1" in told.out and "warning: shift: shift 8, 8, 5, 5" in told.out
     assert told.err.startswith("error: strict is on: shift: ")
 
