@@ -267,21 +267,6 @@ def run_generate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _overrides(options: argparse.Namespace) -> Overrides:
-    shift, cfg = options.shift or (), options.cfg or ()
-    return Overrides(
-        steps=options.steps,
-        shift=shift[0] if len(shift) == 1 else None,
-        denoising_list=options.denoising_step_list,
-        cfg=cfg[0] if len(cfg) == 1 else None,
-        solver=options.solver,
-        high_steps=options.high_steps,
-        boundary=options.boundary,
-        shifts=shift if len(shift) > 1 else None,
-        cfgs=cfg if len(cfg) > 1 else None,
-    )
-
-
 def _lora(text: str) -> tuple[Path, float | tuple[float, ...]]:
     """FILE, FILE:STRENGTH or FILE:1,1,0.6,0; a Windows drive letter is no file."""
     path, _, strengths = text.rpartition(":")
@@ -301,6 +286,21 @@ def _check(options: argparse.Namespace) -> None:
         raise RequestError("--lora-merge is given without a LoRA; add --lora FILE")
     if options.low_noise_model and not options.low_noise_model.exists():
         raise CheckpointError(f"--low-noise-model {options.low_noise_model} does not exist")
+
+
+def _overrides(options: argparse.Namespace) -> Overrides:
+    shift, cfg = options.shift or (), options.cfg or ()
+    return Overrides(
+        steps=options.steps,
+        shift=shift[0] if len(shift) == 1 else None,
+        denoising_list=options.denoising_step_list,
+        cfg=cfg[0] if len(cfg) == 1 else None,
+        solver=options.solver,
+        high_steps=options.high_steps,
+        boundary=options.boundary,
+        shifts=shift if len(shift) > 1 else None,
+        cfgs=cfg if len(cfg) > 1 else None,
+    )
 
 
 def _size(options: argparse.Namespace, pipeline: Pipeline) -> VideoSize:
