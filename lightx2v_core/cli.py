@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from .checkpoint.convert import SCHEMES
 from .conditioning import IMAGE_FITS, fit_image
 from .datatypes import VideoSize
@@ -228,25 +230,12 @@ def run_generate(options: argparse.Namespace) -> int:
         print(expert.summary)
     for line in pipeline.set_loras([_lora(text) for text in options.lora], options.lora_merge):
         print(line)
-    overrides = _overrides(options)
-    request = GenerateRequest(
-        options.prompt,
-        options.negative_prompt,
-        *images,
-        size=_size(options, pipeline),
-        seed=options.seed,
-        overrides=overrides,
-        fit=partial(fit_image, how=options.image_fit),
-        size_fit=options.fit,
-        motion=options.motion,
-        strict=options.strict,
-    )
-    assert request.size is not None, "set just above"
-    fitted = fit_size(request.size, options.fit)
+    request = _request(options, images, pipeline)
+    fitted = fit_size(_size(options, pipeline), options.fit)
     if told := fitted.describe():
         print(told)
     loras = pipeline.describe_loras()
-    plan = describe(pipeline.plan(overrides, fitted.made, options.strict), loras)
+    plan = describe(pipeline.plan(request.overrides, fitted.made, options.strict), loras)
     print(plan)
     if options.dry_run:
         return 0
@@ -286,6 +275,23 @@ def _check(options: argparse.Namespace) -> None:
         raise RequestError("--lora-merge is given without a LoRA; add --lora FILE")
     if options.low_noise_model and not options.low_noise_model.exists():
         raise CheckpointError(f"--low-noise-model {options.low_noise_model} does not exist")
+
+
+def _request(
+    options: argparse.Namespace, images: Sequence[Tensor | None], pipeline: Pipeline
+) -> GenerateRequest:
+    return GenerateRequest(
+        options.prompt,
+        options.negative_prompt,
+        *images,
+        size=_size(options, pipeline),
+        seed=options.seed,
+        overrides=_overrides(options),
+        fit=partial(fit_image, how=options.image_fit),
+        size_fit=options.fit,
+        motion=options.motion,
+        strict=options.strict,
+    )
 
 
 def _overrides(options: argparse.Namespace) -> Overrides:
