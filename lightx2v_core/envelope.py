@@ -161,7 +161,7 @@ def _model(plan: SamplerPlan, run: Run) -> list[str]:
             text = f"{name} at {largest:g}, made for {wanted:g} (the alpha in the file is applied)"
             found.append(_warning("lora strength", text, f"set strength {wanted:g}"))
     if run.caching and run.preset.is_distilled:
-        text = f"{run.caching} skips whole steps, and of {plan.steps} distilled ones each counts"
+        text = f"{run.caching} skips whole steps, and a distilled model has only {plan.steps}"
         found.append(_warning("caching", text, "remove it"))
     return found
 
