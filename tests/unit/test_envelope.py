@@ -116,6 +116,7 @@ def test_a_warning_names_the_measures_that_the_demo_model_really_loses_in():
         "shift": "shift 1",
         "shift above": "shift 8",
         "list": "list [999, 600, 300, 100]",
+        "caching": "EasyCache skips steps 2 and 3",
     }
     for name, row in measured.items():
         assert COSTS[name], name
