@@ -8,12 +8,14 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from .checkpoint.convert import SCHEMES
 from .checkpoint.writing import write_somewhere
+from .conditioning import IMAGE_FITS, fit_image
 from .datatypes import VideoSize
 from .errors import CheckpointError, LightX2VError, RequestError
 from .lora.steps import read_strengths
@@ -22,6 +24,7 @@ from .ops.matmul import MATMUL_CHOICES
 from .pipeline import GenerateRequest, OnProgress, Pipeline, Result
 from .presets import FPS, Overrides
 from .quant.quantise import KEEP, LOAD_CHOICES
+from .sizing import FITS, fit_size
 
 STAGE_NAMES = {"text": "prompt", "image": "start image", "sampling": "sampling", "decode": "decode"}
 
@@ -96,13 +99,26 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     for name in ("width", "height", "frames"):
         add(f"--{name}", type=int, help="default: what the model was trained for")
+    add(
+        "--fit",
+        choices=FITS,
+        default="crop",
+        help="for sizes Wan cannot make: a larger one cropped, or a smaller one padded",
+    )
+    add("--image-fit", choices=IMAGE_FITS, default="crop", help="of start and end image")
+    add("--motion", type=float, default=1.0, help="amplitude for image to video: 1.0 to 1.15")
     add("--fps", type=int, default=FPS)
     add("--seed", type=int, default=0)
     add("--steps", type=int, help="equal steps instead of the trained list")
-    add("--shift", type=float)
+    add("--shift", type=_numbers, metavar="5|8,8,5,5", help="one, or one for each step")
     add("--denoising-step-list", type=_numbers, metavar="1000,750,500,250")
     add("--solver", choices=("euler", "renoise"))
-    add("--cfg", type=float, help="1 (off) for distilled models")
+    add(
+        "--cfg",
+        type=_numbers,
+        metavar="1|3.5,1,1,1",
+        help="1 (off) for distilled models; one, or one for each step",
+    )
     add("--high-steps", type=int, help="steps of the high-noise expert")
     add("--boundary", type=float, help="switch experts at this sigma instead")
     add(
@@ -119,7 +135,8 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         help="add LoRAs to the weights of a bf16, fp16 or fp32 model instead of computing them "
         "beside; needs RAM for a second copy of the weights",
     )
-    add("--dry-run", action="store_true", help="print the plan and stop")
+    add("--strict", action="store_true", help="make an error of every warning in the plan")
+    add("--plan", "--dry-run", dest="dry_run", action="store_true", help="print the plan and stop")
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -233,7 +250,7 @@ def run_generate(options: argparse.Namespace) -> int:
     _check(options)
     from .assemble import find_parts
     from .device import select_device
-    from .media import contact_sheet, read_image, write_video
+    from .media import contact_sheet, describe_padding, read_image, write_video
     from .sampling.schedule import describe
 
     images = [None if p is None else read_image(p) for p in (options.image, options.last_image)]
@@ -243,34 +260,24 @@ def run_generate(options: argparse.Namespace) -> int:
     vram = None if options.vram_gb is None else int(options.vram_gb * 1e9)
     device = select_device(options.device)
     pipeline = Pipeline(parts, device, options.attention, vram, options.quant, options.matmul)
-    overrides = Overrides(
-        steps=options.steps,
-        shift=options.shift,
-        denoising_list=options.denoising_step_list,
-        cfg=options.cfg,
-        solver=options.solver,
-        high_steps=options.high_steps,
-        boundary=options.boundary,
-    )
-    request = GenerateRequest(
-        options.prompt,
-        options.negative_prompt,
-        *images,
-        size=_size(options, pipeline),
-        seed=options.seed,
-        overrides=overrides,
-    )
     for expert in pipeline.experts:
         print(expert.summary)
     for line in pipeline.set_loras([_lora(text) for text in options.lora], options.lora_merge):
         print(line)
-    plan = describe(pipeline.plan(overrides))
+    request = _request(options, images, pipeline)
+    fitted = fit_size(_size(options, pipeline), options.fit)
+    if told := fitted.describe():
+        print(told)
+    loras = pipeline.describe_loras()
+    plan = describe(pipeline.plan(request.overrides, fitted.made, options.strict), loras)
     print(plan)
     if options.dry_run:
         return 0
     with _progress_bar() as on_progress:
         rescue = options.output.with_suffix(".latent")
         result = pipeline.generate(request, on_progress, rescue)
+    if padded := describe_padding(result.frames):
+        print(padded)
     said = _metadata(options, result, plan)
     video = write_somewhere(
         lambda path: write_video(result.frames, path, options.fps, said), options.output
@@ -328,6 +335,38 @@ def _check(options: argparse.Namespace) -> None:
         raise RequestError("--lora-merge is given without a LoRA; add --lora FILE")
     if options.low_noise_model and not options.low_noise_model.exists():
         raise CheckpointError(f"--low-noise-model {options.low_noise_model} does not exist")
+
+
+def _request(
+    options: argparse.Namespace, images: Sequence[Tensor | None], pipeline: Pipeline
+) -> GenerateRequest:
+    return GenerateRequest(
+        options.prompt,
+        options.negative_prompt,
+        *images,
+        size=_size(options, pipeline),
+        seed=options.seed,
+        overrides=_overrides(options),
+        fit=partial(fit_image, how=options.image_fit),
+        size_fit=options.fit,
+        motion=options.motion,
+        strict=options.strict,
+    )
+
+
+def _overrides(options: argparse.Namespace) -> Overrides:
+    shift, cfg = options.shift or (), options.cfg or ()
+    return Overrides(
+        steps=options.steps,
+        shift=shift[0] if len(shift) == 1 else None,
+        denoising_list=options.denoising_step_list,
+        cfg=cfg[0] if len(cfg) == 1 else None,
+        solver=options.solver,
+        high_steps=options.high_steps,
+        boundary=options.boundary,
+        shifts=shift if len(shift) > 1 else None,
+        cfgs=cfg if len(cfg) > 1 else None,
+    )
 
 
 def _size(options: argparse.Namespace, pipeline: Pipeline) -> VideoSize:

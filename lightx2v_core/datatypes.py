@@ -63,9 +63,12 @@ class SamplerPlan:
 
     sigmas: tuple[float, ...]  # one more than steps; the last is 0
     solver: str = "euler"
-    experts: tuple[int, ...] = ()  # per step: 0 high noise, 1 low noise; empty means one model
-    cfg: float = 1.0
+    # per step: 0 high noise, 1 low noise, 2 the model that is not distilled; empty: one model
+    experts: tuple[int, ...] = ()
+    cfg: float = 1.0  # the largest of all steps
     rule: str = ""  # where schedule and split come from, in words
+    cfgs: tuple[float, ...] = ()  # per step, where they differ
+    warnings: tuple[str, ...] = ()  # what lies outside of what the model was trained for
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -74,6 +77,8 @@ class SamplerPlan:
             raise RequestError(f"sigmas must fall towards 0; found {list(self.sigmas)}")
         if self.experts and len(self.experts) != self.steps:
             raise RequestError(f"{len(self.experts)} experts given for {self.steps} steps")
+        if self.cfgs and len(self.cfgs) != self.steps:
+            raise RequestError(f"{len(self.cfgs)} CFG values given for {self.steps} steps")
 
     @property
     def steps(self) -> int:
@@ -81,6 +86,9 @@ class SamplerPlan:
 
     def expert_at(self, step: int) -> int:
         return self.experts[step] if self.experts else 0
+
+    def cfg_at(self, step: int) -> float:
+        return self.cfgs[step] if self.cfgs else self.cfg
 
     def stages(self) -> list[tuple[int, range]]:
         """Runs of consecutive steps by one expert: (expert, steps)."""

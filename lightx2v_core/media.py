@@ -29,19 +29,20 @@ def write_video(
 ) -> None:
     """H.264 mp4 of uint8 frames, whole or not at all. `metadata` goes into its comment as JSON.
 
-    Sides that are odd are written with full chroma (yuv444p), since yuv420p cannot hold them.
+    Players want yuv420p, which has no odd sides: such a side gets one more pixel, a copy of its
+    last (`describe_padding` says so).
     """
-    height, width = frames_FHWC.shape[1:3]
+    even = even_sides(frames_FHWC)
+    height, width = even.shape[1:3]
     part = path.with_name(f"{path.stem}.part{path.suffix}")
     comment = json.dumps(dict(metadata or {}), ensure_ascii=False)
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps)]
-    chroma = "yuv444p" if width % 2 or height % 2 else "yuv420p"
-    target = ["-c:v", "libx264", "-crf", "16", "-pix_fmt", chroma, "-movflags", "+faststart"]
+    target = ["-c:v", "libx264", "-crf", "16", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _ffmpeg(
             [*source, "-i", "-", *target, "-metadata", f"comment={comment}", "-y", str(part)],
-            frames_FHWC.numpy().tobytes(),
+            even.numpy().tobytes(),
         )
         part.replace(path)
     except (OSError, RuntimeError) as error:
@@ -51,6 +52,25 @@ def write_video(
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def describe_padding(frames_FHWC: Tensor) -> str:
+    """What `write_video` adds to an odd side, in words; nothing for even ones."""
+    height, width = frames_FHWC.shape[1:3]
+    if not height % 2 and not width % 2:
+        return ""
+    even = f"{width + width % 2}x{height + height % 2}"
+    return f"{width}x{height} has an odd side, padded to {even} for mp4"
+
+
+def even_sides(frames_FHWC: Tensor) -> Tensor:
+    """The frames, with the last row or column twice where their number is odd."""
+    height, width = frames_FHWC.shape[1:3]
+    if not height % 2 and not width % 2:
+        return frames_FHWC
+    rows = torch.arange(height + height % 2).clamp_max(height - 1)
+    columns = torch.arange(width + width % 2).clamp_max(width - 1)
+    return frames_FHWC[:, rows][:, :, columns].contiguous()
 
 
 def _ffmpeg(arguments: list[str], data: bytes = b"") -> bytes:

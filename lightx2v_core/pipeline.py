@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,14 +20,17 @@ from .assemble import (
     load_text_encoder,
     load_vae,
 )
+from .checkpoint.detect import CheckpointInfo, detect
+from .checkpoint.source import open_checkpoint
 from .conditioning import Last, check_encodes, check_pairing, image_condition
 from .datatypes import SamplerPlan, StepEvent, VideoSize
 from .device import select_dtype
+from .envelope import Run, enforce, find_warnings
 from .errors import CapabilityError, LightX2VError, RequestError
 from .lora.apply import apply_loras
 from .lora.identify import identify
 from .lora.read import LoraFile, read_lora
-from .lora.steps import Strengths, steps_of
+from .lora.steps import Strengths, describe_strengths, steps_of
 from .media import to_uint8
 from .memory.codec import borrowed, decode_anyhow, encode_anyhow, latents_at_once, save_latent
 from .memory.plan import (
@@ -40,45 +43,17 @@ from .memory.plan import (
 )
 from .memory.readahead import read_ahead
 from .memory.residency import Residency
+from .plainly import rescue_of
 from .presets import Overrides, Preset, make_plan, note_for, preset_for
 from .quant.quantise import KEEP
+from .request import GenerateRequest, OnProgress, Result, silent
 from .sampling.loop import make_noise, sample
+from .sizing import fit_size
 from .text.umt5 import TextEncoder
 from .turns import Turns
 from .wan.config import TEXT_LEN, WanConfig
 
 log = logging.getLogger(__name__)
-
-OnProgress = Callable[[str, int, int], None]  # stage, done, total
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Default progress callback."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class GenerateRequest:
-    """What to make. `image` and `last_image` are C H W in [-1, 1], of any size."""
-
-    prompt: str
-    negative_prompt: str = ""
-    image: Tensor | None = None
-    last_image: Tensor | None = None
-    size: VideoSize | None = None
-    seed: int = 0
-    overrides: Overrides = Overrides()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Result:
-    """Frames F H W C uint8, the plan they were made by, and seconds for each stage."""
-
-    frames: Tensor
-    plan: SamplerPlan
-    size: VideoSize
-    seconds: dict[str, float] = field(default_factory=dict)
-    peak_bytes: int = 0
-    memory: tuple[str, ...] = ()  # for each placing of an expert, where its weights were
 
 
 def _is_for(lora: LoraFile, side: str | None) -> bool:
@@ -133,6 +108,7 @@ class Pipeline:
         clip = parts.clip if self.config.clip_tokens else None
         self.clip = None if clip is None else load_clip_vision(clip, dtype)
         self._lora_files: dict[tuple[Path, int, int], LoraFile] = {}
+        self._loras: list[tuple[str, Strengths, CheckpointInfo]] = []
 
     @property
     def config(self) -> WanConfig:
@@ -140,7 +116,11 @@ class Pipeline:
 
     @property
     def preset(self) -> Preset:
-        return preset_for(self.experts[0].info)
+        return preset_for(self.experts[0].info, self._lora_infos)
+
+    @property
+    def _lora_infos(self) -> list[CheckpointInfo]:
+        return [info for _, _, info in self._loras]
 
     def _check_experts(self) -> None:
         if len({expert.model.config for expert in self.experts}) > 1:
@@ -157,13 +137,42 @@ class Pipeline:
                 f"{self.config.text_dim}; use the umt5 encoder that belongs to it"
             )
 
-    def plan(self, overrides: Overrides = Overrides()) -> SamplerPlan:
-        """The plan `generate` would follow, without running anything."""
-        note = note_for(self.experts[0].info)
-        plan = make_plan(self.preset, overrides, len(self.experts), note)
+    def plan(
+        self,
+        overrides: Overrides = Overrides(),
+        size: VideoSize | None = None,
+        strict: bool = False,
+    ) -> SamplerPlan:
+        """The plan `generate` would follow, without running anything; its warnings are errors
+        where `strict` is set."""
+        info, preset = self.experts[0].info, self.preset
+        note = note_for(info, self._lora_infos)
+        plan = make_plan(preset, overrides, len(self.experts), note)
         for expert in self.experts:
             steps_of(expert.model).check(plan.steps)
-        return plan
+        if overrides.base_steps:
+            raise RequestError(
+                "a first stage by a model that is not distilled needs that model; here give the "
+                "LoRA a strength of 0 and CFG a value for those steps, as in 0,1,1,1 and 3.5,1,1,1"
+            )
+        run = Run(info, preset, size, self._loras_by_expert(), len(self.experts), overrides)
+        warnings = find_warnings(plan, run)
+        enforce(warnings, strict)
+        return replace(plan, warnings=warnings)
+
+    def _loras_by_expert(self) -> list[list[tuple[str, Strengths, CheckpointInfo]]]:
+        sides = ("high", "low") if len(self.experts) == 2 else (None,)
+        return [
+            [lora for lora in self._loras if side is None or lora[2].expert in (None, side)]
+            for side in sides
+        ]
+
+    def describe_loras(self) -> list[list[str]]:
+        """For each expert what a plan says of its LoRAs."""
+        return [
+            [f"{name} {describe_strengths(strengths)}" for name, strengths, _ in loras]
+            for loras in self._loras_by_expert()
+        ]
 
     def set_loras(self, files: Sequence[tuple[Path, Strengths]], merge: bool = False) -> list[str]:
         """Put LoRA files on the experts, in place of those before; a line for each, and warnings.
@@ -184,6 +193,7 @@ class Pipeline:
             for report in reports:
                 lines.append(prefix + report.describe() + (", merged" if merge else ""))
                 lines += [f"warning: {warning}" for warning in report.warnings]
+        self._loras = [(lora.name, s, detect(open_checkpoint(lora.path))) for lora, s in loras]
         used = {id(lora) for lora, _ in loras}
         self._lora_files = {k: v for k, v in self._lora_files.items() if id(v) in used}
         return lines
@@ -202,16 +212,17 @@ class Pipeline:
     def generate(
         self,
         request: GenerateRequest,
-        on_progress: OnProgress = _silent,
+        on_progress: OnProgress = silent,
         rescue: Path | None = None,
     ) -> Result:
         """Run one request. Everything that can be wrong with it is said before the first stage.
 
         When decoding fails the latent is saved as `rescue`, and the error names it.
         """
-        size = request.size or self.preset.size
+        asked = request.size or self.preset.size
+        size = fit_size(asked, request.size_fit).made if request.size_fit else asked
         size.check()
-        plan = self.plan(request.overrides)
+        plan = self.plan(request.overrides, size, request.strict)
         check_pairing(self.config, request.image is not None, request.last_image is not None)
         if request.image is not None:
             check_encodes(self.vae)
@@ -235,8 +246,9 @@ class Pipeline:
             def on_step(event: StepEvent) -> None:
                 on_progress("sampling", event.step, event.num_steps)
 
+            rescue_rows = rescue_of([expert.model for expert in self.experts])
             try:
-                latent = sample(denoise, noise, plan, rng, on_step)
+                latent = sample(denoise, noise, plan, rng, on_step, rescue=rescue_rows)
             except BaseException:
                 self.turns.release(0)
                 raise
@@ -245,7 +257,10 @@ class Pipeline:
         with self._stage("decode", seconds):
             pixels = self._decode(latent, size, on_progress, rescue)
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
-        return Result(to_uint8(pixels[0]), plan, size, seconds, peak, tuple(self.turns.placed))
+        frames = to_uint8(pixels[0])
+        if request.size_fit:
+            frames = fit_size(asked, request.size_fit).trim(frames)
+        return Result(frames, plan, asked, seconds, peak, tuple(self.turns.placed))
 
     @contextmanager
     def _stage(self, name: str, seconds: dict[str, float]) -> Iterator[None]:
@@ -313,10 +328,14 @@ class Pipeline:
                     self._free_card,
                     latents_at_once(self.vae, size, self._room()),
                 ),
+                request.fit,
+                request.motion,
             )
         if self.clip is None:
             return condition, None
-        images = [i for i in (request.image, request.last_image) if i is not None]
+        images = [request.image if request.image.ndim == 3 else request.image[0]]
+        if (last := request.last_image) is not None:
+            images.append(last if last.ndim == 3 else last[-1])
         with borrowed(self.clip, self.device):
             features = [self.clip.features(image[None].to(self.device)) for image in images]
         return condition, torch.cat(features, dim=1)
@@ -338,11 +357,11 @@ class Pipeline:
             timestep = torch.tensor([1000.0 * sigma], device=x.device, dtype=torch.float32)
 
             def velocity() -> Tensor:
-                velocity = expert.model(entry, timestep, text, clip)
-                if negative is None:
+                velocity, cfg = expert.model(entry, timestep, text, clip), plan.cfg_at(step)
+                if negative is None or cfg == 1.0:
                     return velocity
                 unguided = expert.model(entry, timestep, negative, clip)
-                return unguided + plan.cfg * (velocity - unguided)
+                return unguided + cfg * (velocity - unguided)
 
             return with_one_retry(expert.residency, velocity, advise)
 

@@ -13,7 +13,7 @@ from .datatypes import VideoSize
 from .lora.identify import Origin, identify
 from .lora.read import outline
 from .memory.plan import activation_bytes, video_tokens
-from .presets import Preset, note_for, preset_for
+from .presets import PRESETS, Preset, note_for, preset_for
 from .quant.schemes import PLAIN
 
 BF16_BYTES = 2
@@ -98,6 +98,10 @@ class Report:
             lines.append(f"holds: {_lora(info)}")
         if self.preset:
             lines.append(f"preset: {_preset(self.preset, info)}")
+        elif info.kind == "lora" and info.preset:
+            preset = PRESETS[info.preset]
+            strength = f"strength {preset.lora_strength:g}"
+            lines.append(f"preset: {_preset(preset, info)}; {strength}, on a base model")
         if info.kind in ("transformer", *OWN_LOADERS):
             lines.append(f"needs: {self.needs.describe()}")
         if self.goes_with:
@@ -192,11 +196,12 @@ def _release(info: CheckpointInfo) -> str:
 
 
 def _preset(preset: Preset, info: CheckpointInfo) -> str:
-    steps = ", ".join(str(step) for step in preset.denoising_list)
     assumed = note_for(info)
     size = f"{preset.size.width}x{preset.size.height}, {preset.size.frames} frames"
-    cfg = "CFG off" if preset.cfg == 1.0 else f"CFG {preset.cfg:g}"
-    text = f"{preset.name}: steps {steps}; shift {preset.shift:g}; {cfg}; {size}"
+    cfg = "CFG off" if preset.is_distilled else f"CFG {preset.cfg:g}"
+    if preset.cfg_low is not None:
+        cfg += f" (low noise {preset.cfg_low:g})"
+    text = f"{preset.name}: {preset.describe_steps()}; shift {preset.shift:g}; {cfg}; {size}"
     return f"{text} ({assumed})" if assumed else text
 
 

@@ -43,6 +43,8 @@ KNOWN_OPTIONS = {
     *("block_index", "block_type", "total_blocks", "grid_sizes", "img_slice", "context_window"),
     *("cond_or_uncond", "uuids", "sigmas", "sample_sigmas", "hooks", "model_options"),
     *("wrappers", "callbacks", "patches", "patches_replace", "optimized_attention_override"),
+    # State of the host's EasyCache and LazyCache, whose wrappers run here as on its own Wan.
+    "easycache",
     STEP_OPTION,
 }
 # Methods of our patcher that some of the supported hosts never call.
@@ -179,11 +181,24 @@ class HostTransformer(WanModel):
         for group, replaced in options.get("patches_replace", {}).items():
             if group != "dit":
                 names.add(f"patches_replace[{group!r}]")
-            names |= {
-                f"patches_replace['dit'][{k[0]!r}]" for k in replaced if k[0] != "double_block"
-            }
+                continue
+            # A node for every DiT also asks for single blocks, which no Wan has: where its double
+            # blocks are here it has its effect.
+            if not any(self._has_block(key) for key in replaced):
+                names |= {f"{' '.join(map(str, key))} of {len(self.blocks)}" for key in replaced}
         for name in sorted(names):
             self._say(f"another pack set {name}, which LightX2V's transformer does not honour")
+
+        for name, module in self.named_modules():
+            if "forward" in vars(module):
+                self._say(
+                    f"another pack replaced the forward of {name or 'the transformer'}: made for "
+                    "ComfyUI's own Wan it may fail here; then load the model with UNETLoader"
+                )
+                break
+
+    def _has_block(self, key: tuple) -> bool:
+        return key[0] == "double_block" and key[1] < len(self.blocks)
 
     def _say(self, sentence: str) -> None:
         """Once for each model and sentence."""

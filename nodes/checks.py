@@ -7,6 +7,8 @@ from torch import Tensor
 from ..lightx2v_core.checkpoint.detect import CheckpointInfo
 from ..lightx2v_core.conditioning import TINY_ENCODER, check_encodes
 from ..lightx2v_core.errors import RequestError
+from ..lightx2v_core.wan.config import CLIP_TOKENS
+from ..lightx2v_core.wan.vae import SPACE, TIME
 
 CHANNELS_5B = 48
 ENCODERS = {768: "a CLIP-L encoding", 1280: "a CLIP-G encoding", 2048: "an SDXL encoding"}
@@ -103,6 +105,34 @@ def check_image_encoder(vae: object) -> None:
         raise RequestError(TINY_ENCODER)
 
 
+def check_same_size(samples: Tensor, image_latent: Tensor | None) -> None:
+    """The host would stretch the latent of the picture, and the video would start from a blur."""
+    if image_latent is None or samples.shape[2:] == image_latent.shape[2:]:
+        return
+    raise RequestError(
+        f"the start image is for {_clip(image_latent)} and the latent for {_clip(samples)}; take "
+        "the latent from the node that encodes the image"
+    )
+
+
+def _clip(latent: Tensor) -> str:
+    frames, rows, columns = latent.shape[2:]
+    return f"{columns * SPACE}x{rows * SPACE}, {(frames - 1) * TIME + 1} frames"
+
+
+def check_clip_vision(needed: int, output: object) -> None:
+    """`needed` tokens: 257 for one picture, 514 for a first and a last one, 0 for none."""
+    states = getattr(output, "penultimate_hidden_states", None)
+    if states is None or not needed or states.shape[1] == needed:
+        return
+    pictures = {CLIP_TOKENS: "one picture", 2 * CLIP_TOKENS: "a first and a last picture"}
+    found, wanted = (pictures.get(n, f"{n} tokens") for n in (states.shape[1], needed))
+    raise RequestError(
+        f"the CLIP vision features are of {found} and this model takes {wanted}; "
+        "WanFirstLastFrameToVideo joins two, an image-to-video model takes one"
+    )
+
+
 def check_request(model: object, positive: list, samples: Tensor) -> None:
     """Everything a wrong pairing of MODEL, CONDITIONING and LATENT shows in its shapes.
 
@@ -122,6 +152,9 @@ def check_request(model: object, positive: list, samples: Tensor) -> None:
         image_latent = extra.get("concat_latent_image")
         check_start_image(in_dim, channels, image_latent)
         check_needs_image(in_dim, channels, image_latent)
+        check_same_size(samples, image_latent)
+        if (tokens := getattr(config, "clip_tokens", None)) is not None:
+            check_clip_vision(tokens, extra.get("clip_vision_output"))
 
 
 def check_experts(high: CheckpointInfo | None, low: CheckpointInfo | None = None) -> None:

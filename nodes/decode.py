@@ -15,10 +15,13 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..lightx2v_core.errors import CapabilityError, LightX2VError
+from ..lightx2v_core.media import describe_padding
+from ..lightx2v_core.media import even_sides as even
 from ..lightx2v_core.memory.codec import save_raw_latent
+from ..lightx2v_core.sizing import Fitted
 from .checks import check_latent, check_vae
 from .progress import show_text
-from .schema import newer
+from .schema import ADVANCED, ASKED_KEY, newer
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,13 @@ class DecodeVideo(io.ComfyNode):
                 io.Vae.Input(
                     "vae", tooltip="wan_2.1_vae, or a tiny one for a quick look, from any loader."
                 ),
+                io.Boolean.Input(
+                    "even_sides",
+                    default=False,
+                    optional=True,
+                    tooltip="Repeat the last row or column of an odd side: mp4 has none.",
+                    extra_dict=ADVANCED,
+                ),
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The frames.")],
             hidden=[io.Hidden.unique_id],
@@ -55,7 +65,7 @@ class DecodeVideo(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, latent: dict, vae: VAE) -> io.NodeOutput:
+    def execute(cls, latent: dict, vae: VAE, even_sides: bool = False) -> io.NodeOutput:
         samples = latent["samples"]
         channels = getattr(vae, "latent_channels", samples.shape[1])
         check_latent(samples, channels, "this VAE")
@@ -67,7 +77,28 @@ class DecodeVideo(io.ComfyNode):
             raise
         except Exception as error:
             raise _with_rescue(error, _keep(samples)) from error
-        return io.NodeOutput(frames.flatten(0, 1) if frames.ndim == 5 else frames)
+        frames, told = _as_asked(frames, latent.get(ASKED_KEY), even_sides)
+        if told:
+            show_text(told, cls.hidden.unique_id)
+        return io.NodeOutput(frames)
+
+
+def _as_asked(frames: Tensor, fitted: Fitted | None, even_sides: bool) -> tuple[Tensor, str]:
+    """IMAGE of exactly the size asked for, and what is to be said. A latent that another node made
+    larger or smaller since is left as it is."""
+    clips = frames if frames.ndim == 5 else frames[None]
+    made = None if fitted is None else fitted.made
+    if made is not None and clips.shape[1:4] == (made.frames, made.height, made.width):
+        clips = torch.stack([fitted.trim(clip) for clip in clips])
+    images = clips.flatten(0, 1)
+    if not (told := describe_padding(images)):
+        return images, ""
+    if even_sides:
+        return even(images), told
+    return (
+        images,
+        f"{images.shape[2]}x{images.shape[1]} has an odd side: for mp4 turn on even_sides",
+    )
 
 
 def _check_finite(samples: Tensor) -> None:

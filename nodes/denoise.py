@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -22,8 +23,10 @@ from torch import Generator, Tensor
 from ..lightx2v_core.datatypes import SamplerPlan, StepEvent, VideoSize
 from ..lightx2v_core.errors import RequestError
 from ..lightx2v_core.memory.plan import cheaper, is_ram_short, with_one_retry
-from ..lightx2v_core.sampling.loop import make_noise, sample
+from ..lightx2v_core.sampling.loop import make_noise, make_rngs, sample
+from ..lightx2v_core.sampling.schedule import stage_names
 from .patcher import ResidentPatcher
+from .plainly import Plainly
 from .progress import step_callback
 from .strengths import tell_step
 
@@ -33,7 +36,6 @@ Patcher = comfy.model_patcher.ModelPatcher
 Conditioning = list[list]
 
 PURE_NOISE = 0.999  # a list that starts at 999 means noise, not 0.9998 times noise
-EXPERTS = ("high noise", "low noise")
 
 
 def run_plan(
@@ -43,35 +45,52 @@ def run_plan(
     latent: dict,
     plan: SamplerPlan,
     seed: int,
-) -> Tensor:
-    """The latent (raw mean) that `plan` leads to. One model, or the high- and low-noise experts."""
+) -> tuple[Tensor, list[float]]:
+    """The latent (raw mean) that `plan` leads to, and the seconds of each stage.
+
+    `models` by the number of an expert in the plan. Item i of a batch is that of seed + i alone.
+    """
     samples = comfy.sample.fix_empty_latent_channels(models[0], latent["samples"])
-    rng = torch.Generator().manual_seed(seed)
-    noise = make_noise(tuple(samples.shape), rng)
-    if "batch_index" in latent:
-        noise = comfy.sample.prepare_noise(samples, seed, latent["batch_index"])
+    rngs = _rngs(seed, len(samples), latent.get("batch_index"))
+    noise = make_noise(tuple(samples.shape), rngs)
     callback = step_callback(models[0], plan.steps)
-    state: list[Tensor] = []
-    result = samples
-    stages = plan.stages()
+    carried = Carried(plan, noise, rngs, [])
+    result, seconds, stages = samples, [], plan.stages()
     for number, (expert, steps) in enumerate(stages):
         started = time.perf_counter()
         if number:
             _leave_ram(models[stages[number - 1][0]], models[expert])
-        guider = _make_guider(models[expert], positive, negative, plan.cfg)
+        guider = _make_guider(models[expert], positive, negative, plan.cfg_at(steps.start))
         result = guider.sample(
             noise,
             samples,
-            comfy.samplers.KSAMPLER(_make_stage(models[expert], plan, steps, noise, (rng, state))),
+            comfy.samplers.KSAMPLER(_make_stage(models[expert], guider, steps, carried)),
             torch.tensor(plan.sigmas[steps.start : steps.stop + 1]),
             denoise_mask=latent.get("noise_mask"),
             callback=_count_from(steps.start, plan.steps, callback),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
-        name = EXPERTS[expert] if plan.experts else "one model"
-        log.info("%s: %d steps in %.1f s", name, len(steps), time.perf_counter() - started)
-    return result.to(mm.intermediate_device(), _intermediate_dtype())
+        seconds.append(time.perf_counter() - started)
+        name = stage_names(plan)[expert]
+        log.info("%s: %d steps in %.1f s", name, len(steps), seconds[-1])
+    return result.to(mm.intermediate_device(), _intermediate_dtype()), seconds
+
+
+class Carried(NamedTuple):
+    """What the stages of one run share; the last holds the state that one leaves to the next."""
+
+    plan: SamplerPlan
+    noise: Tensor
+    rngs: list[Generator]
+    state: list[Tensor]
+
+
+def _rngs(seed: int, count: int, batch_index: list[int] | None) -> list[Generator]:
+    """`batch_index` is the host's: which items of a larger batch these are."""
+    if batch_index is None or len(batch_index) != count:
+        return make_rngs(seed, count)
+    return [make_rngs(seed, 1, index)[0] for index in batch_index]
 
 
 def check_flow(model: Patcher) -> None:
@@ -131,18 +150,16 @@ def _advice(patcher: ResidentPatcher, shape: torch.Size) -> str:
 
 
 def _make_stage(
-    patcher: Patcher,
-    plan: SamplerPlan,
-    steps: range,
-    noise: Tensor,
-    carried: tuple[Generator, list[Tensor]],
+    patcher: Patcher, guider: comfy.samplers.CFGGuider, steps: range, carried: Carried
 ) -> Callable:
     """A sampler function for KSAMPLER that runs `steps`; takes over the state and leaves its own.
 
     Out of memory in our own model costs one more attempt at that step with fewer blocks on the
-    card; the second time the host's exception passes, so that the host unloads.
+    card; the second time the host's exception passes, so that the host unloads. A broken latent
+    costs one more attempt with plain attention and dequantised matmuls.
     """
-    rng, state = carried
+    plan, noise, rngs, state = carried
+    plainly = Plainly(patcher)
 
     def follow(
         model: Callable,
@@ -153,7 +170,8 @@ def _make_stage(
         disable: bool | None = None,
     ) -> Tensor:
         def denoise(x: Tensor, sigma: float, step: int) -> Tensor:
-            told = tell_step(extra_args, step, plan.steps)
+            told = plainly.tell(tell_step(extra_args, step, plan.steps))
+            guider.set_cfg(plan.cfg_at(step))
 
             def denoised() -> Tensor:
                 return model(x, x.new_full((x.shape[0],), sigma), **told)
@@ -181,7 +199,7 @@ def _make_stage(
             x = state.pop().to(x)
         elif plan.sigmas[steps.start] > PURE_NOISE:
             x = noise.to(x)
-        x = sample(denoise, x, plan, rng, on_step, steps)
+        x = sample(denoise, x, plan, rngs, on_step, steps, plainly.rescue())
         state.append(x)
         return x
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import comfy.model_management as mm
 import node_helpers
 import torch
@@ -10,16 +12,21 @@ from comfy.sd import VAE
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..lightx2v_core.conditioning import fit_image, frame_mask
+from ..lightx2v_core.conditioning import (
+    IMAGE_FITS,
+    amplify_motion,
+    fit_image,
+    frame_mask,
+    place_images,
+)
 from ..lightx2v_core.datatypes import VideoSize
-from ..lightx2v_core.errors import RequestError
+from ..lightx2v_core.sizing import Fitted, fit_size
 from ..lightx2v_core.wan.vae import Z_DIM
 from .checks import check_image_encoder, check_vae
 from .progress import show_text
-from .schema import newer, size_inputs, snap_size
+from .schema import ADVANCED, ASKED_KEY, fit_input, newer, size_inputs
 
 Conditioning = list[list]  # [[text states, {key: value}], ...]
-GREY = 0.5  # what frames without a picture are filled with
 
 
 class ImageToVideo(io.ComfyNode):
@@ -36,7 +43,7 @@ class ImageToVideo(io.ComfyNode):
                 io.Conditioning.Input("positive"),
                 io.Vae.Input("vae", tooltip="wan_2.1_vae, from any loader; not a tiny one."),
                 io.Image.Input(
-                    "start_image", tooltip="Scaled to cover the size and cropped in the middle."
+                    "start_image", tooltip="Fitted to the size; several are the first frames."
                 ),
                 *size_inputs(),
                 io.Conditioning.Input(
@@ -49,6 +56,27 @@ class ImageToVideo(io.ComfyNode):
                     "clip_vision_output",
                     optional=True,
                     tooltip="Wan 2.1 I2V was trained with it; Wan 2.2 does not use it.",
+                ),
+                fit_input(),
+                io.Combo.Input(
+                    "image_fit",
+                    options=list(IMAGE_FITS),
+                    default=IMAGE_FITS[0],
+                    optional=True,
+                    tooltip="Pictures of another aspect: crop the middle, pad with black bars, or "
+                    "stretch.",
+                    extra_dict=ADVANCED,
+                ),
+                io.Float.Input(
+                    "motion",
+                    default=1.0,
+                    min=0.5,
+                    max=2.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Above 1 (to about 1.15) distilled models move more; 1 changes "
+                    "nothing. Given frames stay as they are.",
+                    extra_dict=ADVANCED,
                 ),
             ],
             outputs=[
@@ -72,15 +100,21 @@ class ImageToVideo(io.ComfyNode):
         negative: Conditioning | None = None,
         end_image: Tensor | None = None,
         clip_vision_output: ClipVisionOutput | None = None,
+        fit: str = "crop",
+        image_fit: str = "crop",
+        motion: float = 1.0,
     ) -> io.NodeOutput:
         check_vae(vae, Z_DIM)
         check_image_encoder(vae)
-        size, snapped = snap_size(width, height, frames)
-        if snapped:
-            show_text(snapped, cls.hidden.unique_id)
-        clip_FHWC, known = _place_images(size, start_image, end_image)
+        fitted = fit_size(VideoSize(width, height, frames), fit)
+        if told := fitted.describe():
+            show_text(told, cls.hidden.unique_id)
+        size = fitted.made
+        pictures = [None if i is None else _as_core(i) for i in (start_image, end_image)]
+        clip_FCHW, known = place_images(size, *pictures, fit=partial(fit_image, how=image_fit))
+        raw = vae.encode((clip_FCHW.permute(0, 2, 3, 1) + 1.0) / 2.0)
         values = {
-            "concat_latent_image": vae.encode(clip_FHWC),
+            "concat_latent_image": amplify_motion(raw, known, motion),
             "concat_mask": 1.0 - frame_mask(size, known),
         }
         if clip_vision_output is not None:
@@ -89,7 +123,7 @@ class ImageToVideo(io.ComfyNode):
         return io.NodeOutput(
             node_helpers.conditioning_set_values(positive, values),
             node_helpers.conditioning_set_values(negative, values),
-            _empty_latent(size),
+            empty_latent(fitted),
         )
 
 
@@ -103,44 +137,30 @@ class EmptyVideoLatent(io.ComfyNode):
             display_name="Empty Video Latent (LightX2V)",
             category="LightX2V/latent",
             description="An empty latent of a size that Wan can make.",
-            inputs=size_inputs(),
+            inputs=[*size_inputs(), fit_input()],
             outputs=[io.Latent.Output(display_name="latent")],
             hidden=[io.Hidden.unique_id],
             **newer(search_aliases=["lightx2v", "t2v", "empty latent video"]),
         )
 
     @classmethod
-    def execute(cls, width: int, height: int, frames: int) -> io.NodeOutput:
-        size, snapped = snap_size(width, height, frames)
-        if snapped:
-            show_text(snapped, cls.hidden.unique_id)
-        return io.NodeOutput(_empty_latent(size))
+    def execute(cls, width: int, height: int, frames: int, fit: str = "crop") -> io.NodeOutput:
+        fitted = fit_size(VideoSize(width, height, frames), fit)
+        if told := fitted.describe():
+            show_text(told, cls.hidden.unique_id)
+        return io.NodeOutput(empty_latent(fitted))
 
 
-def _empty_latent(size: VideoSize) -> dict[str, Tensor]:
-    return {"samples": torch.zeros(size.latent_shape(Z_DIM), device=mm.intermediate_device())}
+def empty_latent(fitted: Fitted) -> dict[str, object]:
+    """What is asked for travels with the latent to Decode Video, through native samplers too."""
+    shape = fitted.made.latent_shape(Z_DIM)
+    latent = {"samples": torch.zeros(shape, device=mm.intermediate_device())}
+    return latent if fitted.made == fitted.asked else {**latent, ASKED_KEY: fitted}
 
 
-def _place_images(size: VideoSize, start: Tensor, end: Tensor | None) -> tuple[Tensor, set[int]]:
-    """The clip FHWC in 0..1 with pictures where they are given, and the frames that are given.
-
-    Several start images are the first frames of the clip, several end images its last.
-    """
-    clip = torch.full((size.frames, size.height, size.width, 3), GREY)
-    last = 0 if end is None else end.shape[0]
-    if start.shape[0] + last > size.frames:
-        raise RequestError(
-            f"{start.shape[0]} start and {last} end images do not fit into {size.frames} frames; "
-            "give fewer images or more frames"
-        )
-    placed = dict(enumerate(start))
-    if end is not None:
-        placed |= {size.frames - last + i: image for i, image in enumerate(end)}
-    for frame, image_HWC in placed.items():
-        image_CHW = image_HWC[..., :3].permute(2, 0, 1).float() * 2.0 - 1.0
-        fitted = fit_image(image_CHW, size.width, size.height)
-        clip[frame] = (fitted.permute(1, 2, 0) + 1.0) / 2.0
-    return clip, set(placed)
+def _as_core(images_FHWC: Tensor) -> Tensor:
+    """F C H W in [-1, 1]."""
+    return images_FHWC[..., :3].permute(0, 3, 1, 2).float() * 2.0 - 1.0
 
 
 def _nothing_like(positive: Conditioning) -> Conditioning:

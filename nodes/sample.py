@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import comfy.model_patcher
 import torch
 from comfy_api.latest import io
 
 from ..lightx2v_core.errors import RequestError
-from ..lightx2v_core.presets import PRESETS, Preset, make_plan, note_for, preset_for
+from ..lightx2v_core.presets import PRESETS, Overrides, make_plan
 from ..lightx2v_core.sampling.loop import SOLVERS
 from ..lightx2v_core.sampling.schedule import describe
 from .checks import check_experts, check_request
 from .denoise import Conditioning, check_flow, run_plan
 from .progress import show_text
-from .schema import ADVANCED, newer, read_overrides, schedule_input, split_input
+from .schema import (
+    ADVANCED,
+    newer,
+    read_numbers,
+    read_overrides,
+    schedule_input,
+    split_input,
+)
+from .settings import AUTO, PRESET_CHOICES, decide, describe_loras, preset_of
 from .strengths import check_strengths
 
 Patcher = comfy.model_patcher.ModelPatcher
@@ -46,19 +57,20 @@ class DistillSampler(io.ComfyNode):
                 split_input(),
                 io.Combo.Input(
                     "solver",
-                    options=list(SOLVERS),
-                    default="euler",
-                    tooltip="renoise adds fresh noise after each step: more variety.",
+                    options=["auto", *SOLVERS],
+                    default="auto",
+                    tooltip="auto: as trained. renoise adds fresh noise after each step, as the "
+                    "first distilled releases were sampled.",
                     extra_dict=ADVANCED,
                 ),
                 io.Float.Input(
                     "cfg",
-                    default=1.0,
-                    min=1.0,
+                    default=0.0,
+                    min=0.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="1 for distilled models: above it the picture burns and each step "
-                    "costs twice.",
+                    tooltip="0: as trained, which is 1 (off) for distilled models: above it the "
+                    "picture burns and each step costs twice.",
                     extra_dict=ADVANCED,
                 ),
                 io.Model.Input(
@@ -67,6 +79,7 @@ class DistillSampler(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="Without effect while cfg is 1."
                 ),
+                *more_inputs(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent"),
@@ -89,24 +102,125 @@ class DistillSampler(io.ComfyNode):
         cfg: float,
         model_low_noise: Patcher | None = None,
         negative: Conditioning | None = None,
+        model_base: Patcher | None = None,
+        **more: object,
     ) -> io.NodeOutput:
+        wanted = More(**more)
         models = [model] if model_low_noise is None else [model, model_low_noise]
+        experts = [*models, *([] if model_base is None else [model_base])]
+        samples = latent["samples"]
         check_experts(*(getattr(m.model, "info", None) for m in models))
-        for each in models:
+        for each in experts:
             check_flow(each)
-            check_request(each.model, positive, latent["samples"])
-        if cfg > 1.0 and negative is None:
-            raise RequestError(f"CFG {cfg:g} needs a negative prompt; connect one or set cfg to 1")
-        preset, notes = _preset_of(model)
-        if cfg > 1.0 and preset.cfg == 1.0:
-            notes.append(f"CFG {cfg:g} on a CFG-distilled model burns the picture: set 1")
-        overrides = read_overrides(schedule, split, cfg, solver)
-        plan = make_plan(preset, overrides, len(models), "; ".join(notes))
+            check_request(each.model, positive, samples)
+        overrides = wanted.overrides(schedule, split, cfg, solver, model_base is not None)
+        plan = decide(models, overrides, samples, wanted.preset, wanted.strict, model_base)
+        if plan.cfg > 1.0 and negative is None:
+            raise RequestError(
+                f"CFG {plan.cfg:g} needs a negative prompt; connect one, set cfg to 1, or put a "
+                "distillation LoRA on a model that is not distilled"
+            )
         check_strengths(models, plan.steps)
-        text = describe(plan)
+        by_number = [model, model_low_noise or model, model_base or model]
+        loras = describe_loras(by_number)
+        text = describe(plan, loras)
         show_text(text, cls.hidden.unique_id)
-        samples = run_plan(models, positive, negative, latent, plan, seed)
-        return io.NodeOutput({**latent, "samples": samples}, text)
+        if wanted.dry_run:
+            return io.NodeOutput(latent, f"dry run, nothing was sampled\n{text}")
+        result, seconds = run_plan(by_number, positive, negative, latent, plan, seed)
+        text = describe(plan, loras, seconds)
+        show_text(text, cls.hidden.unique_id)
+        return io.NodeOutput({**latent, "samples": result}, text)
+
+
+class More(NamedTuple):
+    """The optional widgets; a graph saved before they were there leaves them out."""
+
+    preset: str = AUTO
+    strict: bool = False
+    dry_run: bool = False
+    cfgs: str = ""
+    shifts: str = ""
+    base_steps: int = 5
+    base_cfg: float = 3.5
+
+    def overrides(
+        self, schedule: dict, split: dict, cfg: float, solver: str, has_base: bool
+    ) -> Overrides:
+        return replace(
+            read_overrides(schedule, split, cfg, solver),
+            cfgs=read_numbers(self.cfgs, "CFG values", "3.5, 1, 1, 1"),
+            shifts=read_numbers(self.shifts, "shifts", "8, 8, 5, 5"),
+            base_steps=self.base_steps if has_base else 0,
+            base_cfg=self.base_cfg,
+        )
+
+
+def more_inputs() -> list[io.Input]:
+    """Added after the first ones: a new widget in between would break saved graphs."""
+    return [
+        io.Model.Input(
+            "model_base",
+            optional=True,
+            tooltip="For more motion: the model that is not distilled, without LoRA. It takes the "
+            "first trained step in small ones with its own CFG.",
+        ),
+        io.Combo.Input(
+            "preset",
+            options=list(PRESET_CHOICES),
+            default=AUTO,
+            optional=True,
+            tooltip="auto: what the file and its LoRAs were trained for: steps, shift, CFG, "
+            "solver, split.",
+        ),
+        io.Boolean.Input(
+            "strict",
+            default=False,
+            optional=True,
+            tooltip="Settings outside of what the model was trained for are an error.",
+            extra_dict=ADVANCED,
+        ),
+        io.Boolean.Input(
+            "dry_run",
+            default=False,
+            optional=True,
+            tooltip="Show the plan and sample nothing.",
+            extra_dict=ADVANCED,
+        ),
+        io.String.Input(
+            "cfgs",
+            default="",
+            optional=True,
+            tooltip="One CFG for each step, such as 3.5, 1, 1, 1, in place of cfg.",
+            extra_dict=ADVANCED,
+        ),
+        io.String.Input(
+            "shifts",
+            default="",
+            optional=True,
+            tooltip="One shift for each step, such as 8, 8, 5, 5, in place of shift.",
+            extra_dict=ADVANCED,
+        ),
+        io.Int.Input(
+            "base_steps",
+            default=5,
+            min=1,
+            max=50,
+            optional=True,
+            tooltip="Of model_base, in place of the first trained step.",
+            extra_dict=ADVANCED,
+        ),
+        io.Float.Input(
+            "base_cfg",
+            default=3.5,
+            min=1.0,
+            max=30.0,
+            step=0.1,
+            optional=True,
+            tooltip="CFG of model_base.",
+            extra_dict=ADVANCED,
+        ),
+    ]
 
 
 class DistillSigmas(io.ComfyNode):
@@ -134,15 +248,6 @@ class DistillSigmas(io.ComfyNode):
 
     @classmethod
     def execute(cls, schedule: dict, model: Patcher | None = None) -> io.NodeOutput:
-        preset = PRESETS["distill-4step"] if model is None else _preset_of(model)[0]
+        preset = PRESETS["distill-4step"] if model is None else preset_of(model)[0]
         plan = make_plan(preset, read_overrides(schedule))
         return io.NodeOutput(torch.tensor(plan.sigmas))
-
-
-def _preset_of(model: Patcher) -> tuple[Preset, list[str]]:
-    """The preset of the file behind a MODEL, and what the plan should say about the choice."""
-    info = getattr(model.model, "info", None)
-    if info is None:
-        return PRESETS["distill-4step"], ["another loader's model: distilled settings assumed"]
-    note = note_for(info)
-    return preset_for(info), [note] if note else []

@@ -7,11 +7,13 @@ from dataclasses import fields
 
 from comfy_api.latest import io
 
-from ..lightx2v_core.datatypes import MAX_FRAMES, MAX_SIDE, VideoSize
+from ..lightx2v_core.datatypes import MAX_FRAMES, MAX_SIDE
 from ..lightx2v_core.errors import RequestError
 from ..lightx2v_core.presets import Overrides
 from ..lightx2v_core.sampling.schedule import DISTILL_LIST
+from ..lightx2v_core.sizing import FITS
 
+ASKED_KEY = "lightx2v_asked"  # in a LATENT: what Decode Video cuts the frames to
 # Folds a widget away where the frontend can; older ones show it like any other.
 ADVANCED = {"advanced": True}
 
@@ -23,30 +25,29 @@ def newer(**keywords: object) -> dict[str, object]:
 
 
 def size_inputs() -> list[io.Input]:
-    """Width, height and frames; what does not fit is snapped by `snap_size`, which says so."""
+    """Width, height and frames, any; `fit_input` says what becomes of those Wan cannot make."""
     return [
-        io.Int.Input("width", default=832, min=16, max=MAX_SIDE, step=16, tooltip="In pixels."),
-        io.Int.Input("height", default=480, min=16, max=MAX_SIDE, step=16, tooltip="In pixels."),
+        io.Int.Input("width", default=832, min=1, max=MAX_SIDE, tooltip="In pixels; any."),
+        io.Int.Input("height", default=480, min=1, max=MAX_SIDE, tooltip="In pixels; any."),
         io.Int.Input(
             "frames",
             default=81,
             min=1,
             max=MAX_FRAMES,
-            step=4,
-            tooltip="4*n + 1. The models were trained with 81 frames at 16 frames per second.",
+            tooltip="Any; 4*n + 1 are made. The models were trained with 81 at 16 per second.",
         ),
     ]
 
 
-def snap_size(width: int, height: int, frames: int) -> tuple[VideoSize, str]:
-    """The nearest size Wan can make, and a sentence if that is not what was asked for."""
-    asked = VideoSize(width, height, frames)
-    size = asked.snapped()
-    if size == asked:
-        return size, ""
-    return size, (
-        f"{width}x{height}, {frames} frames does not fit Wan (sides divisible by 16, 4*n + 1 "
-        f"frames): using {size.width}x{size.height}, {size.frames} frames"
+def fit_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "fit",
+        options=list(FITS),
+        default=FITS[0],
+        optional=True,
+        tooltip="Where the size is no multiple of 16: crop a larger clip, or pad a smaller one "
+        "with black. Decode Video gives exactly the size asked for.",
+        extra_dict=ADVANCED,
     )
 
 
@@ -110,21 +111,23 @@ def read_overrides(
     return Overrides(
         steps=schedule.get("steps"),
         shift=schedule.get("shift"),
-        denoising_list=_read_list(schedule.get("denoising_steps")),
-        cfg=cfg,
-        solver=solver,
+        denoising_list=read_numbers(
+            schedule.get("denoising_steps"), "denoising steps", ", ".join(map(str, DISTILL_LIST))
+        ),
+        cfg=cfg or None,
+        solver=None if solver == "auto" else solver,
         high_steps=split.get("high_steps"),
         boundary=split.get("boundary"),
     )
 
 
-def _read_list(text: str | None) -> Sequence[float] | None:
-    if text is None:
+def read_numbers(text: str | None, what: str, example: str) -> Sequence[float] | None:
+    """Numbers with commas between them; None for an empty text."""
+    if not text or not text.strip():
         return None
     try:
         return [float(part) for part in text.replace(";", ",").split(",") if part.strip()]
     except ValueError as error:
         raise RequestError(
-            f"denoising steps {text!r} are not numbers with commas between them; "
-            f"use {', '.join(map(str, DISTILL_LIST))}"
+            f"{what} {text!r} are not numbers with commas between them; use {example}"
         ) from error

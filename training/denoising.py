@@ -144,6 +144,6 @@ def follow_plan(
     def denoise(x: Tensor, sigma: float, step: int) -> Tensor:
         sigma_B = torch.full((len(x),), sigma, device=device)
         denoiser = denoisers[plan.expert_at(step)]
-        return denoiser.guided(x, sigma_B, texts, image_BCTHW, plan.cfg)
+        return denoiser.guided(x, sigma_B, texts, image_BCTHW, plan.cfg_at(step))
 
     return sample(denoise, noise_BCTHW, plan, rng).clone()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lightx2v_core.assemble import load_transformer
 from lightx2v_core.checkpoint.source import open_checkpoint
@@ -15,6 +16,7 @@ from lightx2v_core.lora.read import read_lora
 from lightx2v_core.presets import PRESETS, Overrides, make_plan
 
 from .denoising import Denoiser
+from .text import TextStates
 
 BASE, STUDENT = "base", "student"
 # What each is called on disk; the first found wins.
@@ -41,6 +43,8 @@ class Row:
     overrides: Overrides
     loras: tuple[str, ...] = ()
     is_main: bool = True  # the others show what a setting does to the distilled model
+    lora_strength: float = 1.0
+    reused: tuple[int, ...] = ()  # steps that a cache of steps would skip
 
     @property
     def experts(self) -> int:
@@ -119,13 +123,42 @@ def load_denoisers(
     for index in range(row.experts):
         loaded = load_transformer(path, dtype, device=device)
         if row.loras:
-            (report,) = apply_loras(loaded.model, [(read_lora(folder / row.loras[index]), 1.0)])
+            (report,) = apply_loras(
+                loaded.model, [(read_lora(folder / row.loras[index]), row.lora_strength)]
+            )
             print(f"  {report.describe()}", flush=True)
             if report.failed:
                 raise SystemExit(f"{row.name}: part of {report.name} finds no place in {path.name}")
         loaded.residency.place(device)
-        denoisers.append(Denoiser(loaded.model, dtype, compiles))
+        made = Denoiser(loaded.model, dtype, compiles)
+        denoisers.append(Reusing(made, row.reused) if row.reused else made)
     return denoisers
+
+
+class Reusing(Denoiser):
+    """What EasyCache does to a step it skips: the input plus the last step's output minus its
+    input. https://arxiv.org/abs/2507.02860"""
+
+    def __init__(self, real: Denoiser, reused: tuple[int, ...]) -> None:
+        self._real, self._reused, self._difference = real, reused, Tensor()
+        self._last_sigma, self._step = 0.0, 0
+
+    def guided(
+        self,
+        x_BCTHW: Tensor,
+        sigma_B: Tensor,
+        texts: tuple[TextStates, TextStates],
+        image_BCTHW: Tensor | None,
+        cfg: float,
+    ) -> Tensor:
+        sigma = float(sigma_B[0])
+        self._step = 0 if sigma >= self._last_sigma else self._step + 1
+        self._last_sigma = sigma
+        if self._step in self._reused:
+            return x_BCTHW + self._difference
+        velocity = self._real.guided(x_BCTHW, sigma_B, texts, image_BCTHW, cfg)
+        self._difference = velocity - x_BCTHW
+        return velocity
 
 
 def one_step(plan: SamplerPlan) -> SamplerPlan:

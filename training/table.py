@@ -2,6 +2,7 @@
 
     python -m training.table --folder DIR --out OUT              500 prompts x 3 seeds, for a GPU
     python -m training.table --folder DIR --out OUT --quick      48 prompts x 1 seed, for a CPU
+    python -m training.table --out OUT --misuse                  what the product warns of
 
 Every row gets the same prompts and noise. Seconds are of the denoiser alone. Rows whose files are
 missing are left out. Writes table.md, table.json, scores.png, bars.png and sheet.png.
@@ -27,6 +28,7 @@ from .denoising import Denoiser, follow_plan
 from .files import TEXT, VAE, find, read_vae, read_weights
 from .judge import judge
 from .measures import clip_features, clip_scores, first_frame_psnr
+from .misuse import misuse_rows
 from .progress import Journal, release_memory
 from .questions import (
     Questions,
@@ -42,6 +44,7 @@ from .samplers import Row, all_rows, load_denoisers, missing_files, one_step
 from .sheets import save_sheet
 from .sizes import DEMO, SMOKE, Sizes
 from .text import read_encoder
+from .verdicts import write_verdicts
 from .vocabulary import CaptionRows
 from .worlds import PLAIN, SPLITS, WORLDS
 
@@ -77,11 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         set_kernels(device)
     prompts = options.prompts or (QUICK_PROMPTS if options.quick else 500)
     seeds = options.seeds or (1 if options.quick else 3)
-    side = min(prompts, QUICK_SIDE_PROMPTS if options.quick else prompts)
+    is_short = options.quick and not options.misuse
+    side = min(prompts, QUICK_SIDE_PROMPTS if is_short else prompts)
     rows = list(available_rows(options))
     options.out.mkdir(parents=True, exist_ok=True)
     bench = prepare(options, device, (prompts, seeds))
-    counts = [side if options.quick and is_side(row) else prompts for row in rows]
+    counts = [side if is_short and is_side(row) else prompts for row in rows]
     print_estimate(bench, rows, counts)
     results: list[tuple[Row, Made]] = []
     strips: dict[str, Tensor] = {}
@@ -92,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # After every row, so that a run which is cut off leaves what it had.
         lines = summarise(results, bench.real)
         report(options.out, device_name(device), seeds, lines, bench.real.floors)
+        if options.misuse and len(results) > 1:
+            write_verdicts(options.out, device_name(device), results, bench.real)
         release_memory(device)
     save_sheet(strips, options.out / "sheet.png")
     print((options.out / "table.md").read_text("utf-8"))
@@ -111,6 +117,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cfg", type=float, default=3.0, help="guidance of the base")
     parser.add_argument("--tasks", nargs="+", choices=("t2v", "i2v"), default=("t2v", "i2v"))
     parser.add_argument("--main-rows", action="store_true", help="leave out the settings")
+    parser.add_argument("--misuse", action="store_true", help="rows of settings that are warned of")
+    parser.add_argument("--only", nargs="+", help="those rows alone, by name")
+    parser.add_argument("--side", type=int, help="of clips that are not as trained")
+    parser.add_argument("--frames", type=int, help="of clips that are not as trained")
     parser.add_argument("--compile", action="store_true", help="torch.compile the blocks")
     parser.add_argument("--batch", type=int, help="clips in the transformer together, all rows")
     parser.add_argument("--world", choices=WORLDS, default=PLAIN.name, help="of the prompts")
@@ -122,8 +132,11 @@ def make_parser() -> argparse.ArgumentParser:
 def available_rows(options: argparse.Namespace) -> list[Row]:
     """Those asked for whose files are there; the others by name on the screen."""
     rows = []
-    for row in all_rows(options.folder, options.cfg):
+    wanted = misuse_rows() if options.misuse else all_rows(options.folder, options.cfg)
+    for row in wanted:
         if row.task not in options.tasks or (options.main_rows and not row.is_main):
+            continue
+        if options.only and row.name not in options.only:
             continue
         if missing := missing_files(row, options.folder):
             print(f"left out: {row.task} {row.name}: no {', '.join(missing)} in {options.folder}")
@@ -145,6 +158,8 @@ def prepare(options: argparse.Namespace, device: torch.device, counts: tuple[int
     is_cpu = device.type == "cpu"
     sizes = replace(
         sizes,
+        side=options.side or sizes.side,
+        frames=options.frames or sizes.frames,
         chunk=CPU_CHUNK if is_cpu else GPU_CHUNK,
         teacher_batch=options.batch or (CPU_BATCH if is_cpu else sizes.teacher_batch),
     )

@@ -39,6 +39,10 @@ LICENCES = {
 }
 
 FOUR, FOUR_720P, SHIFT_7 = "distill-4step", "distill-4step-720p", "distill-4step-shift7"
+SELF, CAUSVID = "self-forcing-4step", "causvid-12step"
+# of models that are not distilled
+T13, T14, T22 = "base-t2v-1.3b", "base-t2v-14b", "base-t2v-a14b"
+I480, I720, I22, FLF = "base-i2v-480p", "base-i2v-720p", "base-i2v-a14b", "base-flf2v"
 
 MODELS_21, LORAS_21 = "lightx2v/Wan2.1-Distill-Models", "lightx2v/Wan2.1-Distill-Loras"
 MODELS_22, LORAS_22 = "lightx2v/Wan2.2-Distill-Models", "lightx2v/Wan2.2-Distill-Loras"
@@ -75,27 +79,29 @@ TRANSFORMERS: tuple[Row, ...] = (
     (r"i2v-14b-720p-stepdistill", "step-cfg-distill", OLD, "L", FOUR_720P, "wan2.1 i2v 14B"),
     (r"distill_model\.(safetensors|pt)$", "step-cfg-distill", OLD, "L", FOUR, "wan2.1 14B"),
     (r"/distill_(models|fp8|int8)$", "step-cfg-distill", OLD, "L", FOUR, "wan2.1 14B"),
-    (r"self[_-]forcing", "self-forcing", "lightx2v/Self-Forcing-*", "LH", "", "wan2.1 t2v"),
+    (r"self[_-]forcing", "self-forcing", "lightx2v/Self-Forcing-*", "LH", SELF, "wan2.1 t2v"),
     (r"causal_model\.|causvid", "causvid", "lightx2v/Wan2.1-T2V-14B-CausVid", "L", "", "t2v"),
     # not distilled
-    (r"wan2\.1-t2v-1\.3b", "base", "Wan-AI/Wan2.1-T2V-1.3B", "W", "", "wan2.1 t2v 1.3B"),
-    (r"wan2\.1-t2v-14b", "base", "Wan-AI/Wan2.1-T2V-14B", "W", "", "wan2.1 t2v 14B"),
-    (r"wan2\.1-i2v-14b-480p", "base", "Wan-AI/Wan2.1-I2V-14B-480P", "W", "", "wan2.1 i2v 14B"),
-    (r"wan2\.1-i2v-14b-720p", "base", "Wan-AI/Wan2.1-I2V-14B-720P", "W", "", "wan2.1 i2v 14B"),
-    (r"wan2\.1-flf2v-14b", "base", "Wan-AI/Wan2.1-FLF2V-14B-720P", "W", "", "wan2.1 flf2v 14B"),
-    (r"wan2\.2-t2v-a14b/(high|low)", "base", "Wan-AI/Wan2.2-T2V-A14B", "W", "", "wan2.2 t2v 14B"),
-    (r"wan2\.2-i2v-a14b/(high|low)", "base", "Wan-AI/Wan2.2-I2V-A14B", "W", "", "wan2.2 i2v 14B"),
+    (r"wan2\.1-t2v-1\.3b", "base", "Wan-AI/Wan2.1-T2V-1.3B", "W", T13, "wan2.1 t2v 1.3B"),
+    (r"wan2\.1-t2v-14b", "base", "Wan-AI/Wan2.1-T2V-14B", "W", T14, "wan2.1 t2v 14B"),
+    (r"wan2\.1-i2v-14b-480p", "base", "Wan-AI/Wan2.1-I2V-14B-480P", "W", I480, "wan2.1 i2v 14B"),
+    (r"wan2\.1-i2v-14b-720p", "base", "Wan-AI/Wan2.1-I2V-14B-720P", "W", I720, "wan2.1 i2v 14B"),
+    (r"wan2\.1-flf2v-14b", "base", "Wan-AI/Wan2.1-FLF2V-14B-720P", "W", FLF, "wan2.1 flf2v 14B"),
+    (r"wan2\.2-t2v-a14b/(high|low)", "base", "Wan-AI/Wan2.2-T2V-A14B", "W", T22, "wan2.2 t2v 14B"),
+    (r"wan2\.2-i2v-a14b/(high|low)", "base", "Wan-AI/Wan2.2-I2V-A14B", "W", I22, "wan2.2 i2v 14B"),
     (r"wan2\.2[-_]ti2v[-_]5b", "base", "Wan-AI/Wan2.2-TI2V-5B", "WC", "", "wan2.2 5B"),
-    (r"wan2\.1_t2v_1\.3b_", "base", COMFY_21, "C", "", "wan2.1 t2v 1.3B"),
-    (r"wan2\.1_t2v_14b_", "base", COMFY_21, "C", "", "wan2.1 t2v 14B"),
-    (r"wan2\.1_i2v_(480|720)p_14b_", "base", COMFY_21, "C", "", "wan2.1 i2v 14B"),
-    (r"wan2\.1_flf2v_720p_14b_", "base", COMFY_21, "C", "", "wan2.1 flf2v 14B"),
-    (rf"wan2\.2_t2v_{EXPERT}_14b_", "base", COMFY_22, "C", "", "wan2.2 t2v 14B"),
-    (rf"wan2\.2_i2v_{EXPERT}_14b_", "base", COMFY_22, "C", "", "wan2.2 i2v 14B"),
-    (rf"wan2_1-t2v-14b_{FP8}", "base", KIJAI_FP8, "K", "", "wan2.1 t2v 14B"),
-    (rf"wan2_1-i2v-14b-(480|720)p_{FP8}", "base", KIJAI_FP8, "K", "", "wan2.1 i2v 14B"),
-    (rf"wan2_2-t2v-a14b-(high|low)_{FP8}", "base", KIJAI_FP8, "K", "", "wan2.2 t2v 14B"),
-    (rf"wan2_2-i2v-a14b-(high|low)_{FP8}", "base", KIJAI_FP8, "K", "", "wan2.2 i2v 14B"),
+    (r"wan2\.1_t2v_1\.3b_", "base", COMFY_21, "C", T13, "wan2.1 t2v 1.3B"),
+    (r"wan2\.1_t2v_14b_", "base", COMFY_21, "C", T14, "wan2.1 t2v 14B"),
+    (r"wan2\.1_i2v_480p_14b_", "base", COMFY_21, "C", I480, "wan2.1 i2v 14B"),
+    (r"wan2\.1_i2v_720p_14b_", "base", COMFY_21, "C", I720, "wan2.1 i2v 14B"),
+    (r"wan2\.1_flf2v_720p_14b_", "base", COMFY_21, "C", FLF, "wan2.1 flf2v 14B"),
+    (rf"wan2\.2_t2v_{EXPERT}_14b_", "base", COMFY_22, "C", T22, "wan2.2 t2v 14B"),
+    (rf"wan2\.2_i2v_{EXPERT}_14b_", "base", COMFY_22, "C", I22, "wan2.2 i2v 14B"),
+    (rf"wan2_1-t2v-14b_{FP8}", "base", KIJAI_FP8, "K", T14, "wan2.1 t2v 14B"),
+    (rf"wan2_1-i2v-14b-480p_{FP8}", "base", KIJAI_FP8, "K", I480, "wan2.1 i2v 14B"),
+    (rf"wan2_1-i2v-14b-720p_{FP8}", "base", KIJAI_FP8, "K", I720, "wan2.1 i2v 14B"),
+    (rf"wan2_2-t2v-a14b-(high|low)_{FP8}", "base", KIJAI_FP8, "K", T22, "wan2.2 t2v 14B"),
+    (rf"wan2_2-i2v-a14b-(high|low)_{FP8}", "base", KIJAI_FP8, "K", I22, "wan2.2 i2v 14B"),
 )
 LORAS: tuple[Row, ...] = (
     (r"wan2\.1_i2v_lora_rank\d+_lightx2v_4step", "distill", LORAS_21, "LH", FOUR, "wan2.1 i2v 14B"),
@@ -116,8 +122,9 @@ LORAS: tuple[Row, ...] = (
     (r"wan2\.2_[ti]2v_lightx2v_4steps_lora_v1_", "lightx2v-v1", COMFY_22, "C", FOUR, "14B"),
     (r"wan21_[ti]2v_14b_lightx2v_cfg_step_distill", "step-cfg-distill", OLD, "L", FOUR, "14B"),
     (r"lightx2v_t2v_14b_cfg_step_distill_v2", "step-cfg-distill-v2", KIJAI, "K", FOUR, "t2v 14B"),
-    (r"lightx2v_i2v_14b_(480|720)p_cfg_step", "step-cfg-distill", KIJAI, "LK", FOUR, "i2v 14B"),
-    (r"wan21_causvid_14b_t2v_lora", "causvid", KIJAI, "KU", "", "wan2.1 t2v 14B"),
+    (r"lightx2v_i2v_14b_480p_cfg_step", "step-cfg-distill", KIJAI, "LK", FOUR, "i2v 14B"),
+    (r"lightx2v_i2v_14b_720p_cfg_step", "step-cfg-distill", KIJAI, "LK", FOUR_720P, "i2v 14B"),
+    (r"wan21_causvid_14b_t2v_lora", "causvid", KIJAI, "KU", CAUSVID, "wan2.1 t2v 14B"),
 )
 OTHERS: tuple[tuple[str, Row], ...] = (
     ("vae", (r"lightvaew2_1\.", "lightvaew2_1", PARTS, "LH", "", "")),
@@ -265,7 +272,8 @@ def _preset(info: CheckpointInfo, row: Published | None, release: str) -> str | 
         return "demo-4step"
     if row is None or row.preset is None:
         return None
-    return "flf2v-4step" if info.task == "flf2v" else row.preset
+    is_distilled = release != "base"
+    return "flf2v-4step" if info.task == "flf2v" and is_distilled else row.preset
 
 
 def _licence(row: Published) -> str | None:

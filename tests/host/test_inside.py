@@ -48,3 +48,10 @@ def test_our_vae_clip_and_nodes(host, inside, claim):
     result = inside.run(host, "inprocess_codecs.py")[claim]
 
     expect(result)
+
+
+@pytest.mark.parametrize("claim", checks("inprocess_settings.py"))
+def test_settings_guards_and_what_others_patch(host, inside, claim):
+    result = inside.run(host, "inprocess_settings.py")[claim]
+
+    expect(result)

@@ -12,11 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "lightx2v_core"
 ORDER = [
-    *("errors", "device", "datatypes"),
+    *("errors", "device", "datatypes", "sizing"),
     *("ops", "quant"),
     *("wan", "text", "vision"),
     *("checkpoint", "lora", "memory", "parallel", "sampling", "media"),
-    *("presets", "report", "conditioning", "assemble", "turns", "bench", "pipeline"),
+    *("presets", "envelope", "plainly", "report", "conditioning", "request"),
+    *("assemble", "turns", "bench", "pipeline"),
     *("api_server", "worker", "infer", "cli", "__main__"),
 ]
 SOURCES = sorted(p for p in CORE.rglob("*.py") if p != CORE / "__init__.py")

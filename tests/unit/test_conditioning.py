@@ -3,7 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightx2v_core.conditioning import Last, check_pairing, fit_image, frame_mask, image_condition
+from lightx2v_core.conditioning import (
+    IMAGE_FITS,
+    Last,
+    amplify_motion,
+    check_pairing,
+    fit_image,
+    frame_mask,
+    image_condition,
+    place_images,
+)
 from lightx2v_core.datatypes import VideoSize
 from lightx2v_core.errors import RequestError
 from lightx2v_core.wan.vae import VaeConfig, WanVae
@@ -121,3 +130,74 @@ def test_the_last_result_is_kept_for_equal_inputs_and_forgotten_after_an_error()
     with pytest.raises(ZeroDivisionError):
         last.get((), lambda: 1 // 0)
     assert last.get((ones, None), make) == 5
+
+
+def test_padding_keeps_the_whole_picture_between_black_bars():
+    fitted = fit_image(torch.full((3, 20, 20), 0.5), 32, 16, "pad")
+
+    assert fitted.shape == (3, 16, 32)
+    assert fitted[:, :, 8:24].allclose(torch.tensor(0.5))
+    assert fitted[:, :, :8].eq(-1).all() and fitted[:, :, 24:].eq(-1).all()
+
+
+def test_stretching_changes_the_aspect_and_loses_nothing():
+    picture = torch.linspace(-1, 1, 40).expand(3, 10, 40).contiguous()
+
+    fitted = fit_image(picture, 16, 16, "stretch")
+
+    assert fitted.shape == (3, 16, 16)
+    assert fitted[0, 0, 0] < -0.9 and fitted[0, 0, -1] > 0.9
+    with pytest.raises(RequestError, match="'squeeze' is unknown; use crop, pad, stretch"):
+        fit_image(picture, 16, 16, "squeeze")
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 500), (500, 1), (7, 3)])
+@pytest.mark.parametrize("how", IMAGE_FITS)
+def test_every_picture_becomes_exactly_the_size(rows, columns, how):
+    assert fit_image(torch.zeros(3, rows, columns), 48, 32, how).shape == (3, 32, 48)
+
+
+def test_several_first_and_last_pictures_are_the_first_and_last_frames():
+    first, last = torch.full((3, 3, 16, 32), 0.25), torch.full((2, 3, 16, 32), -0.5)
+
+    clip, known = place_images(SIZE, first, last)
+
+    assert known == {0, 1, 2, 7, 8}
+    assert clip[:3].eq(0.25).all() and clip[3:7].eq(0).all() and clip[7:].eq(-0.5).all()
+    with pytest.raises(RequestError, match="8 start and 2 end images do not fit into 9 frames"):
+        place_images(SIZE, torch.zeros(8, 3, 16, 32), last)
+
+
+RAW = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(6))
+
+
+def test_an_amplitude_of_one_is_the_same_tensor():
+    assert amplify_motion(RAW, {0}, 1.0) is RAW
+
+
+@pytest.mark.parametrize(("known", "kept"), [({0}, [0]), ({0, 1}, [0, 1]), ({0, 8}, [0, 2])])
+def test_more_motion_leaves_given_latent_frames_and_moves_the_others_apart(known, kept):
+    moved = amplify_motion(RAW, known, 1.2)
+
+    assert torch.equal(moved[:, :, kept], RAW[:, :, kept])
+    for frame in {1, 2} - set(kept):
+        before, after = (x[:, :, frame] - x[:, :, 0] for x in (RAW, moved))
+        torch.testing.assert_close(after.mean(), before.mean())
+        torch.testing.assert_close(after - after.mean(), 1.2 * (before - before.mean()))
+
+
+def test_what_is_amplified_stays_between_minus_and_plus_six():
+    moved = amplify_motion(20 * RAW, {0}, 1.5)
+
+    assert moved[:, :, 1:].abs().max() == 6.0
+    assert torch.equal(moved[:, :, 0], 20 * RAW[:, :, 0])
+
+
+@torch.inference_mode()
+def test_the_condition_keeps_given_frames_bit_for_bit_under_more_motion(vae):
+    first = torch.rand(3, 16, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+    plain, moved = (image_condition(vae, SIZE, first, motion=m) for m in (1.0, 1.15))
+
+    assert torch.equal(moved[:, :, 0], plain[:, :, 0])
+    assert not torch.equal(moved[:, :, 1:], plain[:, :, 1:])

@@ -19,6 +19,7 @@ from lightx2v_core.datatypes import VideoSize
 from lightx2v_core.errors import CapabilityError, CheckpointError, RequestError
 from lightx2v_core.lora.read import read_lora
 from lightx2v_core.media import contact_sheet, read_metadata, to_uint8
+from lightx2v_core.ops.attention import sdpa
 from lightx2v_core.pipeline import GenerateRequest, Pipeline
 from lightx2v_core.presets import Overrides
 from lightx2v_core.wan.model import WanModel
@@ -169,6 +170,61 @@ def test_a_wrong_request_is_refused_before_any_stage(t2v, changes, words):
         t2v.generate(request(**changes), lambda *event: seen.append(event))
 
     assert seen == []
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_any_size_and_length_comes_back_exactly_where_that_is_asked(t2v, fit):
+    asked = VideoSize(33, 17, 6)
+
+    result = t2v.generate(request(size=asked, size_fit=fit))
+
+    assert result.frames.shape == (6, 17, 33, 3)
+    assert result.size == asked
+
+
+def test_guidance_for_each_step_costs_a_second_forward_only_where_it_is_on(t2v):
+    calls = []
+    handle = t2v.experts[0].model.register_forward_hook(lambda *_: calls.append(1))
+
+    t2v.generate(request(overrides=Overrides(cfgs=(3.5, 1, 1, 1)), negative_prompt="blur"))
+    handle.remove()
+
+    assert len(calls) == 5
+
+
+def test_strict_makes_an_error_of_a_warning_before_any_stage(t2v):
+    seen, asked = [], request(overrides=Overrides(steps=2), strict=True)
+
+    with pytest.raises(RequestError, match="strict is on: steps: 2 steps on a model distilled for"):
+        t2v.generate(asked, lambda *event: seen.append(event))
+
+    assert seen == []
+
+
+def test_a_fast_row_that_overflows_is_replaced_by_the_plain_one_in_the_same_run(t2v, caplog):
+    def overflowing(q, k, v):
+        return sdpa(q, k, v) * float("inf")
+
+    model, expected = t2v.experts[0].model, t2v.generate(request()).frames
+    model.attend = overflowing
+
+    result = t2v.generate(request())
+
+    assert torch.equal(result.frames, expected)
+    assert model.attend is sdpa
+    assert "once more with the plain rows" in caplog.text
+
+
+def test_more_motion_and_several_start_pictures_change_the_video(experts):
+    picture = torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(9)) * 2 - 1
+
+    plain = experts.generate(request(image=picture, motion=1.0)).frames
+    moved = experts.generate(request(image=picture, motion=1.5)).frames
+    two = experts.generate(request(image=torch.stack((picture, -picture)))).frames
+
+    assert torch.equal(plain, experts.generate(request(image=picture)).frames)
+    assert not torch.equal(moved, plain)
+    assert not torch.equal(two, plain)
 
 
 def test_an_image_model_without_a_picture_is_refused(experts):
@@ -357,6 +413,21 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(models, tmp_path, capsys):
     assert not (tmp_path / "a.mp4").exists()
 
 
+def test_the_command_line_takes_any_size_lists_by_step_and_strict(models, tmp_path, capsys):
+    output = tmp_path / "a.mp4"
+    arguments = generate_arguments(models, output, "--cfg", "3.5,1,1,1", "--shift", "8,8,5,5")
+    arguments[arguments.index("--width") + 1] = "33"
+
+    codes = [main(arguments), main([*arguments, "--strict"])]
+
+    told = capsys.readouterr()
+    assert codes == [0, 1]
+    assert "33x16, 5 frames does not fit Wan" in told.out
+    assert "33x16 has an odd side, padded to 34x16 for mp4" in told.out
+    assert "CFG 3.5, 1, 1, 1" in told.out and "warning: shift: shift 8, 8, 5, 5" in told.out
+    assert told.err.startswith("error: strict is on: shift: ")
+
+
 def test_a_lora_changes_the_video_and_is_told(models, tmp_path, capsys, experts):
     layer = "diffusion_model.blocks.0.ffn.0"
     pair = {
@@ -439,7 +510,7 @@ def test_the_command_line_takes_a_list_of_strengths_and_merges(models, tmp_path,
     told = capsys.readouterr().out
     assert "effective strength by step 0.5, 0.5, 0.5, 0.5 x 1" in told
     assert "effective strength 0.5 x 1, merged" in told
-    assert "warning" not in told
+    assert "warning: " not in told.replace("warning: size: ", "")
     kept = [read_metadata(video)["lora"] for video in videos]
     assert kept[1] == [f"{file}:0.5,0.5,0.5,0.5"]
 

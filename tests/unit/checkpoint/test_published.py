@@ -280,3 +280,22 @@ def test_an_undistilled_model_is_said_to_need_a_lora():
     lines = make_report(as_checkpoint(reconstruct("wan2.1_t2v_14b"), name)).lines()
 
     assert any("four steps need a distillation LoRA" in line for line in lines)
+
+
+def test_a_lora_tells_its_preset_and_strength_and_a_base_model_its_own():
+    lora = make_report(
+        as_checkpoint(
+            extracted_lora("wan2.1_t2v_14b", 32), "x/Wan21_CausVid_14B_T2V_lora_rank32.safetensors"
+        )
+    )
+    pair = make_report(
+        as_checkpoint(
+            reconstruct("wan2.2_t2v_a14b_low_noise"),
+            "x/wan2.2_t2v_low_noise_14B_fp16.safetensors",
+        )
+    )
+
+    told = "\n".join(lora.lines() + pair.lines())
+    assert "causvid-12step: 12 equal steps; shift 7; CFG off; 832x480" in told
+    assert "strength 0.3, on a base model" in told
+    assert "base-t2v-a14b: 40 equal steps; shift 12; CFG 4 (low noise 3)" in told

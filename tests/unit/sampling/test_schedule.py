@@ -9,6 +9,7 @@ from lightx2v_core.sampling.schedule import (
     experts_by_boundary,
     experts_by_step,
     list_sigmas,
+    split_first,
     step_sigmas,
 )
 from tests.tolerances import SIGMA_TABLE
@@ -114,3 +115,49 @@ def test_the_plan_is_told_step_by_step():
 def test_sigmas_that_do_not_fall_make_no_plan(sigmas):
     with pytest.raises(RequestError):
         SamplerPlan(sigmas)
+
+
+def test_a_shift_for_each_step_warps_each_value_by_its_own():
+    sigmas = list_sigmas([1000, 750, 500, 250], (8, 8, 5, 5))
+
+    assert sigmas == pytest.approx((1.0, 0.96, 0.83333333, 0.625, 0.0), abs=SIGMA_TABLE)
+
+
+@pytest.mark.parametrize(
+    ("shifts", "words"),
+    [
+        ((5, 8), "2 shifts are given and the run has 4 steps"),
+        ((1, 1, 1, 50), r"make sigma rise from 0\.5000 to 0\.9434 after step 3"),
+    ],
+)
+def test_shifts_of_the_wrong_number_or_that_rise_too_far_are_refused(shifts, words):
+    with pytest.raises(RequestError, match=words):
+        list_sigmas([1000, 750, 500, 250], shifts)
+
+
+def test_the_first_step_can_be_divided_for_a_model_that_is_not_distilled():
+    values = split_first((1000, 750, 500, 250), 5)
+
+    assert values == (1000, 950, 900, 850, 800, 750, 500, 250)
+    with pytest.raises(RequestError, match="at least two steps"):
+        split_first((1000,), 5)
+
+
+def test_the_plan_tells_cfg_loras_seconds_and_warnings_stage_by_stage():
+    sigmas = list_sigmas([1000, 900, 750, 500, 250], 5)
+    plan = SamplerPlan(
+        sigmas, "euler", (2, 2, 0, 1, 1), 3.5, "", (3.5, 3.5, 1, 1, 1), ("shift: too much; less",)
+    )
+
+    text = describe(plan, [["a.safetensors 1"], ["b.safetensors 1"], []], [4.25, 1.0])
+
+    assert text.splitlines() == [
+        "5 steps, euler, CFG 3.5, 3.5, 1, 1, 1",
+        "  step 1-2, not distilled: sigma 1.0000 → 0.9783 → 0.9375; timesteps 1000.0, 978.3; "
+        "CFG 3.5; 4.2 s",
+        "  step 3, high noise: sigma 0.9375 → 0.8333; timesteps 937.5; CFG off; "
+        "LoRA a.safetensors 1; 1.0 s",
+        "  step 4-5, low noise: sigma 0.8333 → 0.6250 → 0.0000; timesteps 833.3, 625.0; CFG off; "
+        "LoRA b.safetensors 1",
+        "warning: shift: too much; less",
+    ]

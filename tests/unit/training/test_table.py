@@ -13,10 +13,11 @@ from lightx2v_core.lora.apply import apply_loras
 from lightx2v_core.lora.read import read_lora
 from lightx2v_core.wan.model import WanModel
 from tests.conftest import fill, relative_error
+from training import verdicts
 from training.autoencoder import new_vae
 from training.extract import main as extract_main
 from training.files import STUDENTS, TEACHERS, VAE, save_weights
-from training.samplers import all_rows
+from training.samplers import Reusing, all_rows
 from training.sizes import SMOKE
 from training.table import even_parts
 from training.table import main as table_main
@@ -168,3 +169,44 @@ def test_the_plain_world_has_no_table_of_held_out_captions(
         table_main(["--out", str(tmp_path), "--split", "held-out"])
 
     assert "the plain world holds nothing out" in capsys.readouterr().err
+
+
+def test_each_misuse_is_held_against_the_model_as_trained(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdicts, "RESAMPLES", 20)
+    wanted = ["as trained", "CFG 3.5", "EasyCache skips step 2", "base, 4 steps"]
+    asked = ["--smoke", "--misuse", "--folder", str(family), "--out", str(tmp_path)]
+
+    table_main([*asked, "--prompts", "2", "--seeds", "2", "--tasks", "t2v", "--only", *wanted])
+
+    made = json.loads((tmp_path / "misuse.json").read_text())
+    assert [row["name"] for row in made["rows"]] == wanted[1:]
+    assert [row["warning"] for row in made["rows"]] == ["cfg", "caching", "not distilled"]
+    for row in made["rows"]:
+        for measure in ("score", "frechet", "diversity"):
+            interval = row[measure]
+            assert interval["low"] <= interval["high"]
+        assert ("score" in row["worse"]) == (row["score"]["high"] < 0)
+    assert (tmp_path / "misuse.md").read_text().count("\n") == 5
+
+
+def test_a_skipped_step_reuses_what_the_last_one_added() -> None:
+    class Counting:
+        calls = 0
+
+        def guided(self, x: torch.Tensor, *_: object) -> torch.Tensor:
+            self.calls += 1
+            return 3 * x
+
+    real = Counting()
+    cached = Reusing(real, (1,))
+    x = torch.ones(1, 2)
+
+    made = [
+        cached.guided(scale * x, torch.tensor([sigma]), (), None, 1.0)
+        for scale, sigma in ((1.0, 1.0), (0.5, 0.9), (0.25, 0.8))
+    ]
+
+    assert real.calls == 2
+    assert [float(m[0, 0]) for m in made] == [3.0, 0.5 + 2.0, 0.75]
