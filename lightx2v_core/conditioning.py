@@ -13,6 +13,8 @@ from .errors import RequestError
 from .wan.config import WanConfig
 from .wan.tae import TinyVae, Vae
 
+Fit = Callable[[Tensor, int, int], Tensor]  # (image C H W, width, height) -> C height width
+
 TINY_ENCODER = (
     "a start image must be encoded by the real VAE, and this one is tiny (TAEHV): its first latent "
     "frame mixes four frames, the start image with three grey ones. Encode with wan_2.1_vae; the "
@@ -52,12 +54,13 @@ def image_condition(
     last_CHW: Tensor | None = None,
     on_chunk: Callable[[int, int], None] = lambda done, total: None,
     encode: Callable[..., Tensor] | None = None,
+    fit: Fit = fit_image,
 ) -> Tensor:
     """1 20 T H W float32: 4 mask channels, then the 16 of the normalised latent.
 
-    The latent is of the clip whose given frames are pictures (values [-1, 1], fitted to the size
-    here) and whose other frames are mid grey. `encode(pixels, on_chunk)` stands in for the VAE's
-    own. The clip stays on the CPU; the VAE takes it chunk by chunk.
+    The latent is of the clip whose given frames are pictures (values [-1, 1], brought to the size
+    by `fit`) and whose other frames are mid grey. `encode(pixels, on_chunk)` stands in for the
+    VAE's own. The clip stays on the CPU; the VAE takes it chunk by chunk.
     """
     size.check()
     clip = torch.zeros(1, 3, size.frames, size.height, size.width)
@@ -65,7 +68,7 @@ def image_condition(
     if len(known) < 2 and last_CHW is not None:
         raise RequestError("a first and a last picture need at least 5 frames; use 5 or more")
     for frame, image in known.items():
-        clip[0, :, frame] = fit_image(image, size.width, size.height)
+        clip[0, :, frame] = fit(image, size.width, size.height)
     latent = (encode or vae.encode)(clip, on_chunk).to(next(vae.parameters()).device).float()
     mask = frame_mask(size, set(known)).to(latent.device)
     return torch.cat((mask, latent), dim=1)

@@ -20,7 +20,7 @@ from .assemble import (
     load_text_encoder,
     load_vae,
 )
-from .conditioning import check_encodes, check_pairing, image_condition
+from .conditioning import Fit, check_encodes, check_pairing, fit_image, image_condition
 from .datatypes import SamplerPlan, StepEvent, VideoSize
 from .device import select_dtype
 from .errors import CapabilityError, RequestError
@@ -61,7 +61,8 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GenerateRequest:
-    """What to make. `image` and `last_image` are C H W in [-1, 1], of any size."""
+    """What to make. `image` and `last_image` are C H W in [-1, 1], of any size, which `fit` brings
+    to that of the video."""
 
     prompt: str
     negative_prompt: str = ""
@@ -70,6 +71,7 @@ class GenerateRequest:
     size: VideoSize | None = None
     seed: int = 0
     overrides: Overrides = Overrides()
+    fit: Fit = fit_image
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,10 +84,6 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
     memory: tuple[str, ...] = ()  # for each placing of an expert, where its weights were
-
-
-def _is_for(lora: LoraFile, side: str | None) -> bool:
-    return side is None or identify(lora).expert in (None, side)
 
 
 def _name(expert: LoadedTransformer) -> str:
@@ -150,20 +148,34 @@ class Pipeline:
             steps_of(expert.model).check(plan.steps)
         return plan
 
-    def set_loras(self, files: Sequence[tuple[Path, Strengths]], merge: bool = False) -> list[str]:
+    def set_loras(
+        self,
+        files: Sequence[tuple[Path, Strengths]],
+        merge: bool = False,
+        experts: Sequence[str | None] = (),
+    ) -> list[str]:
         """Put LoRA files on the experts, in place of those before; a line for each, and warnings.
 
         A strength is one number, or one for each step of the run (of both experts together). A
-        file that says high or low noise goes to that expert of two. `merge`: into the weights.
+        file that says high or low noise goes to that expert of two; `experts` says it for each
+        file in its place (high, low, or None for what the file says). `merge`: into the weights.
         """
         self._release(0)
         for expert in self.experts if merge else ():
             expert.residency.recall()  # merging changes blocks, which must be there
         loras = [(self._read_lora(path), strengths) for path, strengths in files]
+        told = experts or [None] * len(loras)
+        made_for = [
+            expert or identify(lora).expert for (lora, _), expert in zip(loras, told, strict=True)
+        ]
         lines = []
         for index, expert in enumerate(self.experts):
             side = ("high", "low")[index] if len(self.experts) == 2 else None
-            wanted = [(lora, s) for lora, s in loras if _is_for(lora, side)]
+            wanted = [
+                lora
+                for lora, for_expert in zip(loras, made_for, strict=True)
+                if side is None or for_expert in (None, side)
+            ]
             reports = apply_loras(expert.model, wanted, side or expert.info.expert, merge)
             prefix = f"{side} noise: " if side else ""
             for report in reports:
@@ -270,6 +282,7 @@ class Pipeline:
                     self._free_card,
                     fits_whole(self.vae, size, self._room()),
                 ),
+                request.fit,
             )
         if self.clip is None:
             return condition, None

@@ -16,7 +16,7 @@ ORDER = [
     *("ops", "quant"),
     *("wan", "text", "vision"),
     *("checkpoint", "lora", "memory", "parallel", "sampling", "media"),
-    *("presets", "report", "conditioning", "assemble", "pipeline"),
+    *("presets", "report", "conditioning", "assemble", "pipeline", "configuration"),
     *("api_server", "worker", "infer", "cli", "__main__"),
 ]
 SOURCES = sorted(p for p in CORE.rglob("*.py") if p != CORE / "__init__.py")
