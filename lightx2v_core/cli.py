@@ -6,20 +6,22 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from .assemble import EXPERT_FOLDERS, find_parts
 from .checkpoint.convert import SCHEMES
-from .datatypes import VideoSize
+from .configuration.read import Configuration, read_configuration
+from .configuration.running import Wish, open_pipeline, request_for
+from .configuration.settings import ConfiguredLora, Settings, settings_for
+from .console import progress_bar, result_lines, version
 from .errors import CheckpointError, LightX2VError, RequestError
 from .lora.steps import read_strengths
 from .ops.matmul import MATMUL_CHOICES
-from .pipeline import GenerateRequest, OnProgress, Pipeline, Result
-from .presets import FPS, Overrides
-from .quant.quantise import KEEP, LOAD_CHOICES
-
-STAGE_NAMES = {"text": "prompt", "image": "start image", "sampling": "sampling", "decode": "decode"}
+from .pipeline import Result
+from .presets import Preset
+from .quant.quantise import LOAD_CHOICES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,6 +83,12 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     add("--negative-prompt", default="", help="used only with --cfg above 1")
     add("--image", type=Path, help="start image")
     add("--last-image", type=Path, help="end image (FLF2V and Wan 2.2 I2V)")
+    add(
+        "--config-json",
+        type=Path,
+        metavar="FILE",
+        help="a LightX2V configuration, for what is not given here",
+    )
     add("--output", type=Path, required=True, metavar="FILE.mp4")
     add("--contact-sheet", type=Path, metavar="FILE.png", help="also write frames side by side")
 
@@ -90,8 +98,8 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     for name in ("width", "height", "frames"):
         add(f"--{name}", type=int, help="default: what the model was trained for")
-    add("--fps", type=int, default=FPS)
-    add("--seed", type=int, default=0)
+    add("--fps", type=int, help="16 unless given")
+    add("--seed", type=int, help="0 unless given")
     add("--steps", type=int, help="equal steps instead of the trained list")
     add("--shift", type=float)
     add("--denoising-step-list", type=_numbers, metavar="1000,750,500,250")
@@ -119,13 +127,8 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     """How and where it is computed."""
     add = parser.add_argument
-    add("--attention", default="auto", help="auto, sdpa, flash, sage")
-    add(
-        "--quant",
-        default=KEEP,
-        choices=LOAD_CHOICES,
-        help="turn the linears of a full file into codes",
-    )
+    add("--attention", help="auto, sdpa, flash, sage")
+    add("--quant", choices=LOAD_CHOICES, help="turn the linears of a full file into codes")
     add("--matmul", default="auto", help=f"of 8-bit weights: {', '.join(MATMUL_CHOICES)}")
     add("--device", default="auto", help="auto, cuda, mps, cpu")
     add(
@@ -189,70 +192,119 @@ def run_quantize(options: argparse.Namespace) -> int:
 def run_generate(options: argparse.Namespace) -> int:
     """Load, print the plan, make the video, write it, and say what it took."""
     _check(options)
-    from .assemble import find_parts
     from .device import select_device
     from .media import contact_sheet, read_image, write_video
     from .sampling.schedule import describe
 
-    images = [None if p is None else read_image(p) for p in (options.image, options.last_image)]
+    first, last = (
+        None if path is None else read_image(path) for path in (options.image, options.last_image)
+    )
+    settings = _settings(options)
+    pipeline, lines = open_pipeline(settings, select_device(options.device))
+    wish = Wish(options.prompt, options.negative_prompt, first, last, settings.seed or 0)
+    shape = _shape(options, settings, pipeline.preset)
+    wish = replace(wish, frames=options.frames, target_shape=shape)
+    request = request_for(settings, pipeline, wish)
+    plan = describe(pipeline.plan(settings.overrides))
+    for line in (*settings.notes, *lines, plan):
+        print(line)
+    if options.dry_run:
+        return 0
+    with progress_bar() as on_progress:
+        rescue = options.output.with_suffix(".latent")
+        result = pipeline.generate(request, on_progress, rescue)
+    write_video(
+        result.frames, options.output, settings.fps, _metadata(options, settings, result, plan)
+    )
+    if options.contact_sheet:
+        contact_sheet([(options.prompt, result.frames)], options.contact_sheet)
+    for line in result_lines(result, options.output):
+        print(line)
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    """What the command line says, before what the configuration says."""
+    settings = _configured(options) if options.config_json else _plain(options)
+    asked = {
+        "steps": options.steps,
+        "shift": options.shift,
+        "denoising_list": options.denoising_step_list,
+        "cfg": options.cfg,
+        "solver": options.solver,
+        "high_steps": options.high_steps,
+        "boundary": options.boundary,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    if "steps" in given:  # a list would win over it
+        given.setdefault("denoising_list", None)
+    changes = {
+        "attention": options.attention,
+        "quantisation": options.quant,
+        "vram_bytes": None if options.vram_gb is None else int(options.vram_gb * 1e9),
+        "fps": options.fps,
+        "seed": options.seed,
+    }
+    loras = (*settings.loras, *(_lora(text) for text in options.lora))
+    return replace(
+        settings,
+        task="flf2v" if options.last_image else options.task,
+        overrides=replace(settings.overrides, **given),
+        loras=loras,
+        matmul=options.matmul,
+        merge_loras=options.lora_merge,
+        **{name: value for name, value in changes.items() if value is not None},
+    )
+
+
+def _plain(options: argparse.Namespace) -> Settings:
     given = {
         "vae": options.vae,
         "tae": options.tae,
         "text": options.text_encoder,
         "clip": options.clip_vision,
     }
-    parts = find_parts(
-        options.model, options.task, options.low_noise_model, given, options.tokenizer
-    )
-    vram = None if options.vram_gb is None else int(options.vram_gb * 1e9)
-    device = select_device(options.device)
-    pipeline = Pipeline(parts, device, options.attention, vram, options.quant, options.matmul)
-    overrides = Overrides(
-        steps=options.steps,
-        shift=options.shift,
-        denoising_list=options.denoising_step_list,
-        cfg=options.cfg,
-        solver=options.solver,
-        high_steps=options.high_steps,
-        boundary=options.boundary,
-    )
-    request = GenerateRequest(
-        options.prompt,
-        options.negative_prompt,
-        *images,
-        size=_size(options, pipeline),
-        seed=options.seed,
-        overrides=overrides,
-    )
-    for expert in pipeline.experts:
-        print(expert.summary)
-    for line in pipeline.set_loras([_lora(text) for text in options.lora], options.lora_merge):
-        print(line)
-    plan = describe(pipeline.plan(overrides))
-    print(plan)
-    if options.dry_run:
-        return 0
-    with _progress_bar() as on_progress:
-        rescue = options.output.with_suffix(".latent")
-        result = pipeline.generate(request, on_progress, rescue)
-    write_video(result.frames, options.output, options.fps, _metadata(options, result, plan))
-    if options.contact_sheet:
-        contact_sheet([(options.prompt, result.frames)], options.contact_sheet)
-    for line in result.memory:
-        print(line)
-    stages = ", ".join(f"{STAGE_NAMES[k]} {v:.1f} s" for k, v in result.seconds.items())
-    per_step = result.seconds["sampling"] / result.plan.steps
-    peak = f", peak {result.peak_bytes / 1e9:.1f} GB" if result.peak_bytes else ""
-    print(f"{options.output}: {len(result.frames)} frames; {stages}; {per_step:.2f} s/step{peak}")
-    return 0
+    low, tokenizer = options.low_noise_model, options.tokenizer
+    parts = find_parts(options.model, options.task, low, given, tokenizer)
+    return Settings("", options.task, parts)
 
 
-def _lora(text: str) -> tuple[Path, float | tuple[float, ...]]:
+def _configured(options: argparse.Namespace) -> Settings:
+    """By a LightX2V configuration, in which files named on the command line stand instead."""
+    configuration = read_configuration(options.config_json)
+    named = {
+        "vae_path": options.vae,
+        "tae_path": options.tae,
+        "use_tae": True if options.tae else None,
+        "t5_original_ckpt": options.text_encoder,
+        "t5_quantized_ckpt": options.text_encoder,
+        "t5_tokenizer_path": options.tokenizer,
+        "clip_original_ckpt": options.clip_vision,
+        "clip_quantized_ckpt": options.clip_vision,
+    }
+    if low := options.low_noise_model:
+        for form in ("original", "quantized"):
+            named |= {f"high_noise_{form}_ckpt": options.model, f"low_noise_{form}_ckpt": low}
+    given = {k: v if v is True else str(v) for k, v in named.items() if v is not None}
+    configuration = replace(configuration, values={**configuration.values, **given})
+    model_cls = "wan2.2_moe_distill" if _has_two(options, configuration) else "wan2.1_distill"
+    task = "flf2v" if options.last_image else options.task
+    return settings_for(model_cls, task, options.model, configuration)
+
+
+def _has_two(options: argparse.Namespace, configuration: Configuration) -> bool:
+    folders = (Path(options.model), Path(options.model) / "distill_models")
+    return any(key.startswith("high_noise_") for key in configuration.values) or any(
+        (folder / EXPERT_FOLDERS[0]).is_dir() for folder in folders
+    )
+
+
+def _lora(text: str) -> ConfiguredLora:
     """FILE, FILE:STRENGTH or FILE:1,1,0.6,0; a Windows drive letter is no file."""
     path, _, strengths = text.rpartition(":")
     if not path or not set(strengths) <= set("0123456789+-.,eE "):
-        return Path(text), 1.0
-    return Path(path), read_strengths(strengths)
+        return ConfiguredLora(Path(text))
+    return ConfiguredLora(Path(path), read_strengths(strengths))
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -268,60 +320,28 @@ def _check(options: argparse.Namespace) -> None:
         raise CheckpointError(f"--low-noise-model {options.low_noise_model} does not exist")
 
 
-def _size(options: argparse.Namespace, pipeline: Pipeline) -> VideoSize:
-    trained = pipeline.preset.size
-    return VideoSize(
-        options.width or trained.width,
-        options.height or trained.height,
-        options.frames or trained.frames,
-    )
+def _shape(
+    options: argparse.Namespace, settings: Settings, preset: Preset
+) -> tuple[int, int] | None:
+    """Height and width; None where a configuration's rule for start images decides."""
+    if options.config_json and not (options.width or options.height):
+        return None
+    video = settings.sizes.video(preset)
+    return (options.height or video.height, options.width or video.width)
 
 
-def _metadata(options: argparse.Namespace, result: Result, plan: str) -> dict[str, object]:
+def _metadata(
+    options: argparse.Namespace, settings: Settings, result: Result, plan: str
+) -> dict[str, object]:
     return {
         "prompt": options.prompt,
         "negative_prompt": options.negative_prompt,
-        "seed": options.seed,
+        "seed": settings.seed or 0,
         "model": str(options.model),
+        "configuration": None if options.config_json is None else str(options.config_json),
         "lora": options.lora,
         "lora_merge": options.lora_merge,
         "size": [result.size.width, result.size.height, result.size.frames],
         "plan": plan,
         "version": version(),
     }
-
-
-def version() -> str:
-    """The pack's version, which only pyproject.toml holds."""
-    import re
-
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8")
-    found = re.search(r'^version = "([^"]+)"', text, re.MULTILINE)
-    return found.group(1) if found else "unknown"
-
-
-@contextmanager
-def _progress_bar() -> Iterator[OnProgress]:
-    """One bar over the stages; each stage has its share of the whole."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description:12}"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f}%"),
-    )
-    shares = {
-        "text": (0.0, 2.0),
-        "image": (2.0, 8.0),
-        "sampling": (10.0, 70.0),
-        "decode": (80.0, 20.0),
-    }
-    with Progress(*columns, TimeElapsedColumn()) as progress:
-        task = progress.add_task("loading", total=100.0)
-
-        def on_progress(stage: str, done: int, total: int) -> None:
-            start, share = shares[stage]
-            label = f"step {done}/{total}" if stage == "sampling" else STAGE_NAMES[stage]
-            progress.update(task, completed=start + share * done / total, description=label)
-
-        yield on_progress

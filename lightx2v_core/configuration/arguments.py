@@ -91,6 +91,6 @@ def refuse_unknown(unknown: Sequence[str], known: Sequence[str] = ()) -> None:
         return
     name = names[0] if names else unknown[0]
     if name in FOREIGN:
-        raise RequestError(f"{name} is for {FOREIGN[name]}, which are not run here; leave it out")
+        raise RequestError(f"{name} is for {FOREIGN[name]}: not run here; leave it out")
     there = f"; there are {', '.join(known)}" if known else ""
     raise RequestError(f"{name} is not an argument of this command{there}")

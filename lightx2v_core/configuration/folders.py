@@ -67,8 +67,9 @@ class Finder:
         return found
 
     def first(self, *names: str) -> Path | None:
-        """The first of `names` in LightX2V's order of folders."""
-        places = (self.home / place / name for place in PLACES for name in names)
+        """The first of `names` in LightX2V's order of folders, then beside the model folder."""
+        homes = (self.home, self.home.parent)
+        places = (home / place / name for home in homes for place in PLACES for name in names)
         return next((place for place in places if place.is_file()), None)
 
 

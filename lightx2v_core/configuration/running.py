@@ -34,12 +34,12 @@ class Wish:
 def open_pipeline(settings: Settings, device: torch.device) -> tuple[Pipeline, list[str]]:
     """Load the model and put its LoRAs on; lines that say what was loaded and matched."""
     attention, lines = _attention(settings, device)
-    pipeline = Pipeline(
-        settings.parts, device, attention, settings.vram_bytes, settings.quantisation
-    )
+    vram, quantisation = settings.vram_bytes, settings.quantisation
+    pipeline = Pipeline(settings.parts, device, attention, vram, quantisation, settings.matmul)
     lines += [expert.summary for expert in pipeline.experts]
     loras = [(lora.path, lora.strength) for lora in settings.loras]
-    lines += pipeline.set_loras(loras, experts=[lora.expert for lora in settings.loras])
+    experts = [lora.expert for lora in settings.loras]
+    lines += pipeline.set_loras(loras, settings.merge_loras, experts)
     return pipeline, lines
 
 

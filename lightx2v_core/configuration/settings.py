@@ -7,13 +7,14 @@ frames is refused here by a sentence; what only changes how they are computed is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..assemble import Parts, find_parts
 from ..checkpoint.detect import CheckpointInfo, detect
 from ..checkpoint.source import open_checkpoint
 from ..errors import CapabilityError, RequestError
+from ..lora.steps import Strengths
 from ..presets import FPS, Overrides
 from ..quant.quantise import KEEP
 from ..wan.config import TEXT_LEN
@@ -54,10 +55,11 @@ _NOTHING = (False, "NoCaching", "Default", "", 0)
 
 @dataclass(frozen=True, slots=True)
 class ConfiguredLora:
-    """A LoRA file, how strong, and for which of two experts (high, low; None: by its name)."""
+    """A LoRA file, how strong (one number, or one for each step), and for which of two experts
+    (high, low; None: by its name)."""
 
     path: Path
-    strength: float = 1.0
+    strength: Strengths = 1.0
     expert: str | None = None
 
 
@@ -70,8 +72,10 @@ class Settings:
     parts: Parts
     attention: str = "auto"
     quantisation: str = KEEP
+    matmul: str = "auto"
     vram_bytes: int | None = None
     loras: tuple[ConfiguredLora, ...] = ()
+    merge_loras: bool = False
     overrides: Overrides = Overrides()
     sizes: SizeRule = SizeRule()
     fps: int = FPS
@@ -110,13 +114,13 @@ def settings_for(
         parts,
         attention,
         choose_quantisation(configuration, scheme, info.scheme),
-        None if vram_gb is None else int(vram_gb * 1e9),
-        wanted,
-        overrides,
-        read_sizes(configuration),
-        configuration.count("fps") or FPS,
-        configuration.count("seed"),
-        (*notes, *said, *planned),
+        vram_bytes=None if vram_gb is None else int(vram_gb * 1e9),
+        loras=wanted,
+        overrides=overrides,
+        sizes=read_sizes(configuration),
+        fps=configuration.count("fps") or FPS,
+        seed=configuration.count("seed"),
+        notes=(*notes, *said, *planned),
     )
 
 
@@ -283,8 +287,3 @@ def _check_model(
             f"{source}: {scheme.name} is asked for, and {name} is {info.scheme}; the file decides"
         ]
     return []
-
-
-def with_seed(settings: Settings, seed: int | None) -> Settings:
-    """The seed of the command line wins over the configuration's."""
-    return settings if seed is None else replace(settings, seed=seed)

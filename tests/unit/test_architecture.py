@@ -17,7 +17,7 @@ ORDER = [
     *("wan", "text", "vision"),
     *("checkpoint", "lora", "memory", "parallel", "sampling", "media"),
     *("presets", "report", "conditioning", "assemble", "pipeline", "configuration"),
-    *("api_server", "worker", "infer", "cli", "__main__"),
+    *("api_server", "worker", "console", "infer", "cli", "__main__"),
 ]
 SOURCES = sorted(p for p in CORE.rglob("*.py") if p != CORE / "__init__.py")
 HOST_MODULES = {"comfy", "folder_paths", "comfy_api", "comfy_extras", "node_helpers", "server"}
