@@ -259,3 +259,9 @@ LORA_KEYS = {
     "name": Key(READ, "text", "high_noise_model or low_noise_model, of two experts"),
     "alpha": Key(IGNORED, "any", "the file's own alpha counts, as in LightX2V's code"),
 }
+
+
+def key_table() -> list[str]:
+    """The rows of the table in docs/lightx2v.md, in the order of this file."""
+    rows = [f"| `{name}` | {key.fate} | {key.what} |" for name, key in KEYS.items()]
+    return ["| Key | Here | |", "|---|---|---|", *rows]

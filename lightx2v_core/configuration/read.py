@@ -84,7 +84,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_count(value: object) -> bool:
-    return _is_number(value) and value == int(value) >= 0  # type: ignore[arg-type]
+    return _is_number(value) and float(value).is_integer() and value >= 0  # type: ignore
 
 
 def _is_text(value: object) -> bool:
