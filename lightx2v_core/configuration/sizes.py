@@ -85,7 +85,8 @@ class SizeRule:
 
 
 def _down(pixels: float) -> int:
-    return max(int(pixels) // STEP, 1) * STEP
+    # 480 x 832 at its own area is 479.99999999999994 high, which LightX2V takes down to 464.
+    return max(int(pixels + 1e-6) // STEP, 1) * STEP
 
 
 def read_sizes(configuration: Configuration) -> SizeRule:

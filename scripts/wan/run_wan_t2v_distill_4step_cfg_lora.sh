@@ -13,6 +13,5 @@ source "${lightx2v_path:-$(dirname "$0")/../..}/scripts/base/base.sh"
     --model_path "${model_path}" \
     --config_json "${config_json:-${lightx2v_path}/configs/distill/wan_t2v_distill_4step_cfg_lora.json}" \
     --prompt "${prompt:-Two anthropomorphic cats in comfy boxing gear and bright gloves fight intensely on a spotlighted stage.}" \
-
     --save_result_path "${save_result_path:-${lightx2v_path}/save_results/wan_t2v_distill_4step_cfg_lora.mp4}" \
     "$@"
