@@ -1,9 +1,9 @@
 """Latents of LightX2V's own code on the demo files, in its folders, beside ours.
 
-`lightx2v_latents.safetensors` was made by ModelTC/LightX2V at f8aee98b: its wan2.1_distill runner with
-its text encoder, transformer, scheduler and VAE in float32 on a CPU (attention torch_sdpa, norms and
-rotary of torch), the demo's sizes in place of its constants and the demo's tokenizer; configuration
-tests/layouts.SMALL, seed 42.
+`lightx2v_latents.safetensors` was made by ModelTC/LightX2V at f8aee98b: its wan2.1_distill runner
+with its text encoder, transformer, scheduler and VAE in float32 on a CPU (attention torch_sdpa,
+norms and rotary of torch), the demo's sizes in place of its constants and the demo's tokenizer;
+configuration tests/layouts.SMALL, seed 42.
 """
 
 from __future__ import annotations

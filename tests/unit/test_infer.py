@@ -168,12 +168,18 @@ def test_a_model_with_a_clip_branch_names_the_clip_it_lacks(tmp_path, capsys):
     assert "no CLIP image encoder, which this model needs" in capsys.readouterr().err
 
 
-def run_script(path: Path, *arguments: str, **variables: object) -> subprocess.CompletedProcess[str]:
+def run_script(
+    path: Path, *arguments: str, **variables: object
+) -> subprocess.CompletedProcess[str]:
     names = ("lightx2v_path", "model_path", "config_json", "prompt", "image_path", "PYTHONPATH")
     environment = {k: v for k, v in os.environ.items() if k not in names}
     environment |= {k: str(v) for k, v in variables.items()}
     return subprocess.run(
-        ["bash", str(path), *arguments], env=environment, capture_output=True, text=True, check=False
+        ["bash", str(path), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

@@ -35,7 +35,9 @@ def test_the_documentation_holds_the_table():
     missing = [line for line in key_table() if line not in text.splitlines()]
 
     assert not missing, "put these lines (keys.key_table) into docs/lightx2v.md: " + str(missing)
-    assert sum(line.startswith("| `") for line in text.split("## Keys")[1].splitlines()) == len(KEYS)
+    assert sum(line.startswith("| `") for line in text.split("## Keys")[1].splitlines()) == len(
+        KEYS
+    )
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda p: p.stem)

@@ -189,7 +189,9 @@ def test_two_experts_come_from_their_folders_or_keys(tmp_path):
     add_encoders(home)
     for expert in ("high", "low"):
         link(demo_path("i2v"), home / f"{expert}_noise_model/{expert}.safetensors")
-    named = {f"{e}_noise_original_ckpt": f"{e}_noise_model/{e}.safetensors" for e in ("high", "low")}
+    named = {
+        f"{e}_noise_original_ckpt": f"{e}_noise_model/{e}.safetensors" for e in ("high", "low")
+    }
     moe = {"model_cls": "wan2.2_moe_distill", "task": "i2v", "use_image_encoder": False}
 
     found = settings(home, **moe, boundary_step_index=2)
