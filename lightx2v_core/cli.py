@@ -253,6 +253,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         loras=loras,
         matmul=options.matmul,
         merge_loras=options.lora_merge,
+        wished=options.attention is None,
         **{name: value for name, value in changes.items() if value is not None},
     )
 

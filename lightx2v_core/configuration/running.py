@@ -46,7 +46,9 @@ def open_pipeline(settings: Settings, device: torch.device) -> tuple[Pipeline, l
 def _attention(settings: Settings, device: torch.device) -> tuple[str, list[str]]:
     """A configuration's attention is a wish: what cannot run here is computed exactly, and said."""
     name = settings.attention
-    reason = None if name == "auto" else BACKENDS[name].blocked_by(device)
+    if name == "auto" or not settings.wished:
+        return name, []
+    reason = BACKENDS[name].blocked_by(device)
     if reason is None:
         return name, []
     return "auto", [f"attention {name} cannot run here ({reason}); the exact one is computed"]
@@ -54,7 +56,7 @@ def _attention(settings: Settings, device: torch.device) -> tuple[str, list[str]
 
 def request_for(settings: Settings, pipeline: Pipeline, wish: Wish) -> GenerateRequest:
     """Raises RequestError where images and task do not go together."""
-    _check_images(settings.task, wish)
+    check_images(settings.task, wish)
     preset, rule = pipeline.preset, settings.sizes
     if wish.image is None:
         size, fit = rule.video(preset, wish.target_shape, wish.frames), fit_image
@@ -82,14 +84,15 @@ def stretch_image(image_CHW: Tensor, width: int, height: int) -> Tensor:
     return F.interpolate(image_CHW[None].float(), (height, width), mode="bicubic")[0]
 
 
-def _check_images(task: str, wish: Wish) -> None:
+def check_images(task: str, wish: Wish) -> None:
+    """Raise RequestError unless there are the images that `task` takes."""
     has = (wish.image is not None, wish.last_image is not None)
     needed = {"t2v": (False, False), "i2v": (True, False), "flf2v": (True, True)}[task]
     if has == needed:
         return
     words = {
-        "t2v": "takes no image; leave out --image_path and --last_frame_path",
-        "i2v": "takes one start image; give --image_path and no --last_frame_path",
-        "flf2v": "takes a first and a last image; give --image_path and --last_frame_path",
+        "t2v": "takes no image; leave it out",
+        "i2v": "takes one start image and no last one; give that",
+        "flf2v": "takes a first and a last image; give both",
     }
     raise RequestError(f"--task {task} {words[task]}")

@@ -65,12 +65,16 @@ class ConfiguredLora:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What makes a pipeline and its requests. `notes` are lines to show once at the start."""
+    """What makes a pipeline and its requests. `notes` are lines to show once at the start.
+
+    A `wished` attention gives way to the exact one where it cannot run; another is refused.
+    """
 
     model_cls: str
     task: str
     parts: Parts
     attention: str = "auto"
+    wished: bool = False
     quantisation: str = KEEP
     matmul: str = "auto"
     vram_bytes: int | None = None
@@ -113,6 +117,7 @@ def settings_for(
         task,
         parts,
         attention,
+        True,
         choose_quantisation(configuration, scheme, info.scheme),
         vram_bytes=None if vram_gb is None else int(vram_gb * 1e9),
         loras=wanted,

@@ -114,6 +114,21 @@ def test_our_own_options_win_over_the_configuration(tmp_path, capsys):
     assert "2 steps, euler, CFG off (2 equal steps, shift 3" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["sage", "magic"])
+def test_an_attention_asked_for_by_name_is_refused_and_never_replaced(tmp_path, capsys, name):
+    config = write_config(tmp_path / "c.json")
+
+    code = own_main(
+        [
+            *("generate", "--model", "demo", "--config-json", str(config), "--prompt", "x"),
+            *("--device", "cpu", "--attention", name, "--output", str(tmp_path / "o.mp4")),
+        ]
+    )
+
+    assert code == 1
+    assert f"error: attention '{name}'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("extra", "words"),
     [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightx2v_core.configuration.read import make_configuration
-from lightx2v_core.configuration.running import Wish, _check_images, stretch_image
+from lightx2v_core.configuration.running import Wish, check_images, stretch_image
 from lightx2v_core.configuration.sizes import SizeRule, read_sizes
 from lightx2v_core.datatypes import VideoSize
 from lightx2v_core.errors import RequestError
@@ -82,11 +82,11 @@ def test_stretching_fills_the_size_without_cropping():
 @pytest.mark.parametrize(
     ("task", "wish", "words"),
     [
-        ("t2v", Wish("x", image=torch.zeros(3, 8, 8)), "takes no image; leave out --image_path"),
-        ("i2v", Wish("x"), "takes one start image; give --image_path"),
+        ("t2v", Wish("x", image=torch.zeros(3, 8, 8)), "takes no image; leave it out"),
+        ("i2v", Wish("x"), "takes one start image and no last one; give that"),
         ("flf2v", Wish("x", image=torch.zeros(3, 8, 8)), "takes a first and a last image"),
     ],
 )
 def test_images_that_do_not_go_with_the_task_are_refused(task, wish, words):
     with pytest.raises(RequestError, match=words):
-        _check_images(task, wish)
+        check_images(task, wish)
