@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .adapters import Adapters
 from .assemble import (
     Parts,
     load_clip_vision,
@@ -20,17 +21,12 @@ from .assemble import (
     load_text_encoder,
     load_vae,
 )
-from .checkpoint.detect import CheckpointInfo, detect
-from .checkpoint.source import open_checkpoint
 from .conditioning import Last, check_encodes, check_pairing, image_condition
 from .datatypes import SamplerPlan, StepEvent, VideoSize
 from .device import select_dtype
 from .envelope import Run, enforce, find_warnings
 from .errors import CapabilityError, LightX2VError, RequestError
-from .lora.apply import apply_loras
-from .lora.identify import identify
-from .lora.read import LoraFile, read_lora
-from .lora.steps import Strengths, describe_strengths, steps_of
+from .lora.steps import Strengths, steps_of
 from .media import to_uint8
 from .memory.codec import borrowed, decode_anyhow, encode_anyhow, latents_at_once, save_latent
 from .memory.plan import (
@@ -54,10 +50,6 @@ from .turns import Turns
 from .wan.config import TEXT_LEN, WanConfig
 
 log = logging.getLogger(__name__)
-
-
-def _is_for(lora: LoraFile, side: str | None) -> bool:
-    return side is None or identify(lora).expert in (None, side)
 
 
 # What the encoded pictures do not depend on.
@@ -107,8 +99,7 @@ class Pipeline:
         self.decoder = self.vae if parts.tae is None else load_vae(parts.tae, dtype)
         clip = parts.clip if self.config.clip_tokens else None
         self.clip = None if clip is None else load_clip_vision(clip, dtype)
-        self._lora_files: dict[tuple[Path, int, int], LoraFile] = {}
-        self._loras: list[tuple[str, Strengths, CheckpointInfo]] = []
+        self.adapters = Adapters(self.experts)
 
     @property
     def config(self) -> WanConfig:
@@ -116,11 +107,7 @@ class Pipeline:
 
     @property
     def preset(self) -> Preset:
-        return preset_for(self.experts[0].info, self._lora_infos)
-
-    @property
-    def _lora_infos(self) -> list[CheckpointInfo]:
-        return [info for _, _, info in self._loras]
+        return preset_for(self.experts[0].info, self.adapters.infos)
 
     def _check_experts(self) -> None:
         if len({expert.model.config for expert in self.experts}) > 1:
@@ -146,7 +133,7 @@ class Pipeline:
         """The plan `generate` would follow, without running anything; its warnings are errors
         where `strict` is set."""
         info, preset = self.experts[0].info, self.preset
-        note = note_for(info, self._lora_infos)
+        note = note_for(info, self.adapters.infos)
         plan = make_plan(preset, overrides, len(self.experts), note)
         for expert in self.experts:
             steps_of(expert.model).check(plan.steps)
@@ -155,58 +142,24 @@ class Pipeline:
                 "a first stage by a model that is not distilled needs that model; here give the "
                 "LoRA a strength of 0 and CFG a value for those steps, as in 0,1,1,1 and 3.5,1,1,1"
             )
-        run = Run(info, preset, size, self._loras_by_expert(), len(self.experts), overrides)
+        run = Run(info, preset, size, self.adapters.by_expert(), len(self.experts), overrides)
         warnings = find_warnings(plan, run)
         enforce(warnings, strict)
         return replace(plan, warnings=warnings)
 
-    def _loras_by_expert(self) -> list[list[tuple[str, Strengths, CheckpointInfo]]]:
-        sides = ("high", "low") if len(self.experts) == 2 else (None,)
-        return [
-            [lora for lora in self._loras if side is None or lora[2].expert in (None, side)]
-            for side in sides
-        ]
-
     def describe_loras(self) -> list[list[str]]:
         """For each expert what a plan says of its LoRAs."""
-        return [
-            [f"{name} {describe_strengths(strengths)}" for name, strengths, _ in loras]
-            for loras in self._loras_by_expert()
-        ]
+        return self.adapters.describe()
 
-    def set_loras(self, files: Sequence[tuple[Path, Strengths]], merge: bool = False) -> list[str]:
-        """Put LoRA files on the experts, in place of those before; a line for each, and warnings.
-
-        A strength is one number, or one for each step of the run (of both experts together). A
-        file that says high or low noise goes to that expert of two. `merge`: into the weights.
-        """
+    def set_loras(
+        self,
+        files: Sequence[tuple[Path, Strengths]],
+        merge: bool = False,
+        experts: Sequence[str | None] = (),
+    ) -> list[str]:
+        """Put LoRA files on the experts, in place of those before; see `Adapters.put`."""
         self.turns.release(0)
-        for expert in self.experts if merge else ():
-            expert.residency.recall()  # merging changes blocks, which must be there
-        loras = [(self._read_lora(path), strengths) for path, strengths in files]
-        lines = []
-        for index, expert in enumerate(self.experts):
-            side = ("high", "low")[index] if len(self.experts) == 2 else None
-            wanted = [(lora, s) for lora, s in loras if _is_for(lora, side)]
-            reports = apply_loras(expert.model, wanted, side or expert.info.expert, merge)
-            prefix = f"{side} noise: " if side else ""
-            for report in reports:
-                lines.append(prefix + report.describe() + (", merged" if merge else ""))
-                lines += [f"warning: {warning}" for warning in report.warnings]
-        self._loras = [(lora.name, s, detect(open_checkpoint(lora.path))) for lora, s in loras]
-        used = {id(lora) for lora, _ in loras}
-        self._lora_files = {k: v for k, v in self._lora_files.items() if id(v) in used}
-        return lines
-
-    def _read_lora(self, path: Path) -> LoraFile:
-        """Files of the set before are not read again, so that trying strengths costs nothing."""
-        if not path.is_file():
-            return read_lora(path)
-        facts = path.stat()
-        key = (path, facts.st_mtime_ns, facts.st_size)
-        if key not in self._lora_files:
-            self._lora_files[key] = read_lora(path)
-        return self._lora_files[key]
+        return self.adapters.put(files, merge, experts)
 
     @torch.inference_mode()
     def generate(

@@ -479,7 +479,7 @@ def test_trying_strengths_reads_the_lora_once_and_a_new_file_again(t2v, tmp_path
         reads.append(path)
         return read_lora(path)
 
-    monkeypatch.setattr("lightx2v_core.pipeline.read_lora", counting)
+    monkeypatch.setattr("lightx2v_core.adapters.read_lora", counting)
     for step in range(10):
         t2v.set_loras([(file, step / 10)])
     assert len(reads) == 1
