@@ -16,8 +16,9 @@ ORDER = [
     *("ops", "quant"),
     *("wan", "text", "vision"),
     *("checkpoint", "lora", "memory", "parallel", "sampling", "media"),
-    *("presets", "report", "conditioning", "assemble", "pipeline"),
-    *("api_server", "worker", "infer", "cli", "__main__"),
+    *("presets", "report", "conditioning", "assemble", "pipeline", "configuration"),
+    # Service and worker are two processes that share nothing but the messages in wire.
+    *("wire", "api_server", "worker", "infer", "cli", "__main__"),
 ]
 SOURCES = sorted(p for p in CORE.rglob("*.py") if p != CORE / "__init__.py")
 HOST_MODULES = {"comfy", "folder_paths", "comfy_api", "comfy_extras", "node_helpers", "server"}
