@@ -27,30 +27,30 @@ def make_application(service: Service) -> web.Application:
         middlewares=[measured, guarded], client_max_size=upload * 2 * 4 // 3 + (1 << 20)
     )
     application[SERVICE] = service
-    add = application.router.add_route
+    add, get = application.router.add_route, application.router.add_get
     for path in ("/v1/tasks/video/", "/v1/tasks/video", "/v1/tasks/", "/v1/tasks"):
         add("POST", path, create_task)
     for path in ("/v1/tasks/video/form", "/v1/tasks/form"):
         add("POST", path, create_task_from_form)
     for path in ("/v1/tasks/", "/v1/tasks"):
-        add("GET", path, list_tasks)
-    add("GET", "/v1/tasks/queue/status", queue_status)
-    add("GET", "/v1/tasks/{task_id}/status", task_status)
-    add("GET", "/v1/tasks/{task_id}/result", task_result)
+        get(path, list_tasks)
+    get("/v1/tasks/queue/status", queue_status)
+    get("/v1/tasks/{task_id}/status", task_status)
+    get("/v1/tasks/{task_id}/result", task_result)
     add("DELETE", "/v1/tasks/all/running", cancel_all)
     add("DELETE", "/v1/tasks/running", cancel_running)
     for path in GETS_THAT_ACT:
-        add("GET", path, cancel_running)
+        get(path, cancel_running)
     add("DELETE", "/v1/tasks/{task_id}", cancel_task)
-    add("GET", "/v1/files/download/{name:.+}", download)
-    add("GET", "/v1/service/status", service_status)
-    add("GET", "/v1/service/metadata", service_metadata)
-    add("GET", "/metrics", metrics)
-    add("GET", "/health", health)
-    add("GET", "/ready", ready)
-    add("GET", "/openapi.json", openapi)
-    add("GET", "/docs", docs)
-    add("GET", "/", home)
+    get("/v1/files/download/{name:.+}", download)
+    get("/v1/service/status", service_status)
+    get("/v1/service/metadata", service_metadata)
+    get("/metrics", metrics)
+    get("/health", health)
+    get("/ready", ready)
+    get("/openapi.json", openapi)
+    get("/docs", docs)
+    get("/", home)
     return application
 
 

@@ -90,11 +90,8 @@ def read_body(body: object, limits: Limits) -> VideoRequest:
     if not isinstance(body, dict):
         raise RequestError(f"the body is {_kind(body)}; a JSON object is needed")
     sent = {name: value for name, value in body.items() if value is not None}
-    warnings = [
-        f"{name!r} is no field of a video task and has no effect"
-        for name in list(sent)[:5]
-        if name not in FIELDS
-    ]
+    unknown = [name for name in sent if name not in FIELDS][:5]
+    warnings = [f"{name!r:.60} is no field of a video task and has no effect" for name in unknown]
     for name, value in sent.items():
         if name in FIELDS:
             warnings += _check_field(name, FIELDS[name], value)

@@ -66,7 +66,7 @@ def _is_local_name(host: str) -> bool:
 
 def _is_strange_action(request: web.Request) -> bool:
     """Browsers say where a request comes from; other programs say nothing."""
-    is_action = request.method != "GET" or request.path in GETS_THAT_ACT
+    is_action = request.method not in ("GET", "HEAD") or request.path in GETS_THAT_ACT
     return is_action and request.headers.get("Sec-Fetch-Site", "none") not in (
         "none",
         "same-origin",

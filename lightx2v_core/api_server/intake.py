@@ -1,4 +1,4 @@
-"""Requests for videos: bodies and forms read with limits, pictures checked, a place in the queue."""
+"""Requests for videos: bodies and forms read with limits, pictures checked, a place in line."""
 
 from __future__ import annotations
 

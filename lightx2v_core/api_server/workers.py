@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 2
 STARTS = 3  # in a row that may fail before the service gives up
-PAUSES = (0.2, 1.0, 5.0, 30.0)  # seconds before the next start
+PAUSES = (0.0, 0.2, 1.0, 5.0, 30.0)  # seconds to the next start, by failures to load in a row
 ENDED_BY_ARGUMENTS = 2  # exit code of argparse
 
 
