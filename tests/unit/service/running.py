@@ -16,6 +16,7 @@ from PIL import Image
 
 from lightx2v_core.api_server.options import Options
 from lightx2v_core.api_server.run import Server
+from lightx2v_core.errors import LightX2VError
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 
@@ -41,7 +42,7 @@ class Running:
             self._started.set()
             await self.server.wait(self.stop)
             await self.server.stop(self.options.stop_seconds)
-        except Exception as error:
+        except LightX2VError as error:
             self.problem = error
             if self._started.is_set():
                 await self.server.stop(0)
