@@ -36,7 +36,7 @@ def make(request, output, on_progress):
         time.sleep(0.01 if "slow" in words else 0.0)
         on_progress("sampling", step, steps)
     if "short" in words:
-        time.sleep(0.3)
+        time.sleep(0.1)
     pictures = [request[n] for n in ("image_path", "last_frame_path") if n in request]
     parts = [str(request["seed"]).encode(), *(Path(p).read_bytes() for p in pictures)]
     output.write_bytes(b"|".join(parts).ljust(5000, b"."))
