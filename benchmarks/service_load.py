@@ -70,7 +70,7 @@ class Load:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, kill: Callable[[], None], kill_every: int) -> Report:
-        """`kill` is called once for each `kill_every` tasks that ended; a client's error is raised."""
+        """Call `kill` once for each `kill_every` tasks that ended. A client's error is raised."""
         report, started = self.report, time.perf_counter()
         self.numbers = iter(range(self.tasks))
         threads = [threading.Thread(target=self._client, args=(n,)) for n in range(self.clients)]
