@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 2
 STARTS = 3  # in a row that may fail before the service gives up
 PAUSES = (0.0, 0.2, 1.0, 5.0, 30.0)  # seconds to the next start, by failures to load in a row
+LAST_SECONDS = 1.0  # from the end of its messages to the end of a process
 ENDED_BY_ARGUMENTS = 2  # exit code of argparse
 
 
@@ -77,10 +78,15 @@ class Worker:
                 self._messages.put_nowait(decode(line))
         except (RequestError, ValueError) as error:  # ValueError: a line over the limit
             log.error("worker %d: %s", self.process.pid, error)
-        finally:
             self.kill()
-            self._messages.put_nowait(None)
-            tasks.wake()
+        self.is_alive = False
+        try:
+            await asyncio.wait_for(self.process.wait(), LAST_SECONDS)
+        except TimeoutError:  # it closed its stdout and lives on
+            self.kill()
+            await self.process.wait()
+        self._messages.put_nowait(None)
+        tasks.wake()
 
     async def receive(self) -> dict[str, object] | None:
         message = await self._messages.get()

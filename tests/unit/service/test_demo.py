@@ -47,8 +47,9 @@ def test_the_demo_is_made_cancelled_between_blocks_and_finished_on_sigterm(tmp_p
     command += ["--task", "t2v", "--model_path", "demo", "--config_json", str(configuration)]
     command += ["--port", "0", "--nproc_per_node", "1", "--result-dir", str(tmp_path / "results")]
     log = tmp_path / "log"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("wb") as target:
-        server = subprocess.Popen(command, cwd=ROOT, stderr=target)
+        server = subprocess.Popen(command, cwd=ROOT, stderr=target, env=environment)
     try:
         while not (found := re.search(r"listening on (\S+),", log.read_text())):
             assert server.poll() is None, log.read_text()

@@ -74,7 +74,7 @@ def test_a_task_id_is_never_a_path(service, name):
     status, reply = service.post({"image_path": base64_png(), "task_id": name})
 
     if name == "":
-        assert status == 200 and reply["task_id"]
+        assert status == 200 and service.until(reply["task_id"], "completed")
     else:
         assert status == 400 and "task_id" in reply["detail"]
 
