@@ -35,8 +35,7 @@ def make(request, output, on_progress):
     for step in range(1, steps + 1):
         time.sleep(0.01 if "slow" in words else 0.0)
         on_progress("sampling", step, steps)
-    if "short" in words:
-        time.sleep(0.1)
+    time.sleep(0.5 if "short" in words else 0.04 if "brief" in words else 0.0)
     pictures = [request[n] for n in ("image_path", "last_frame_path") if n in request]
     parts = [str(request["seed"]).encode(), *(Path(p).read_bytes() for p in pictures)]
     output.write_bytes(b"|".join(parts).ljust(5000, b"."))

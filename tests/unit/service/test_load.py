@@ -16,7 +16,7 @@ def test_nothing_is_lost_or_doubled_while_tasks_are_cancelled_and_workers_killed
             for worker in list(service.server.pool.ready)[:1]:
                 os.kill(worker.process.pid, 9)
 
-        load = service_load.Load(base, 60, 8, {"prompt": "short"}, cancel_share=0.2, pause=0.02)
+        load = service_load.Load(base, 60, 8, {"prompt": "brief"}, cancel_share=0.2, pause=0.02)
         report = load.run(kill, kill_every=15)
         wrong = service_load.check(report, base, lambda data: int(data.rstrip(b".")))
         files = len(list((tmp_path / "outputs").iterdir()))
