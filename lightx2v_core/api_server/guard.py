@@ -24,19 +24,27 @@ async def measured(request: web.Request, handler: Handler) -> web.StreamResponse
     service, started = request.app[SERVICE], time.perf_counter()
     resource = request.match_info.route.resource
     endpoint = "unknown" if resource is None else resource.canonical
+    status = 500
     try:
-        response = await handler(request)
-    except web.HTTPRedirection:
-        raise
+        response = await _answer(request, handler)
+        status = response.status
+    finally:
+        seconds = time.perf_counter() - started
+        service.metrics.answered(request.method, endpoint, status, seconds)
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPRedirection as error:
+        return web.Response(status=error.status, headers={"Location": error.headers["Location"]})
     except web.HTTPException as error:
         detail = error.reason if error.status != 413 else "the body is over the limit of its size"
-        response = problem(error.status, detail)
+        return problem(error.status, detail)
     except RequestError as error:
-        response = problem(400, str(error))
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    seconds = time.perf_counter() - started
-    service.metrics.answered(request.method, endpoint, response.status, seconds)
-    return response
+        return problem(400, str(error))
 
 
 @web.middleware

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
 from aiohttp import BodyPartReader, web
@@ -15,6 +16,7 @@ from .remote import fetch
 from .service import SERVICE, Service, problem
 
 FORM_FILES = {"image_file": "image_path", "last_frame_file": "last_frame_path"}
+SMALL_BODY = 1 << 20  # bytes
 MAX_PARTS = 40
 MAX_TEXT = 64 << 10  # bytes of a text field of a form
 
@@ -26,21 +28,22 @@ async def create_task(request: web.Request) -> web.StreamResponse:
         return refused
     if request.content_type != "application/json":
         return problem(415, "send JSON with Content-Type: application/json, or a form to .../form")
-    try:
-        async with asyncio.timeout(service.options.body_seconds):
-            data = await request.read()
-    except TimeoutError:
-        return problem(408, "the body came too slowly", Connection="close")
-    try:
-        body = await asyncio.to_thread(json.loads, data)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"the body is not JSON: {error}") from error
-    asked = read_body(body, service.options.limits)
-    _check_task(service, asked, set(asked.pictures))
-    pictures: dict[str, bytes] = {}
-    for name, text in asked.pictures.items():
-        pictures[name] = await _picture(service, name, text)
-    return await _queue(service, asked, pictures)
+    async with _gate(request):
+        try:
+            async with asyncio.timeout(service.options.body_seconds):
+                data = await request.read()
+        except TimeoutError:
+            return problem(408, "the body came too slowly", Connection="close")
+        try:
+            body = await asyncio.to_thread(json.loads, data)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"the body is not JSON: {error}") from error
+        asked = read_body(body, service.options.limits)
+        _check_task(service, asked, set(asked.pictures))
+        pictures: dict[str, bytes] = {}
+        for name, text in asked.pictures.items():
+            pictures[name] = await _picture(service, name, text)
+        return await _queue(service, asked, pictures)
 
 
 async def create_task_from_form(request: web.Request) -> web.StreamResponse:
@@ -50,14 +53,22 @@ async def create_task_from_form(request: web.Request) -> web.StreamResponse:
         return refused
     if request.content_type != "multipart/form-data":
         return problem(415, "send a form as multipart/form-data")
-    try:
-        async with asyncio.timeout(service.options.body_seconds):
-            texts, pictures = await _read_parts(request, service.options.limits.upload_bytes)
-    except TimeoutError:
-        return problem(408, "the body came too slowly", Connection="close")
-    asked = read_form(texts, service.options.limits)
-    _check_task(service, asked, set(pictures))
-    return await _queue(service, asked, pictures)
+    async with _gate(request):
+        try:
+            async with asyncio.timeout(service.options.body_seconds):
+                texts, pictures = await _read_parts(request, service.options.limits.upload_bytes)
+        except TimeoutError:
+            return problem(408, "the body came too slowly", Connection="close")
+        asked = read_form(texts, service.options.limits)
+        _check_task(service, asked, set(pictures))
+        return await _queue(service, asked, pictures)
+
+
+def _gate(request: web.Request) -> AbstractAsyncContextManager[object]:
+    """A few large bodies at a time; one that does not say how large it is counts as large."""
+    length = request.content_length
+    is_small = length is not None and length <= SMALL_BODY
+    return nullcontext() if is_small else request.app[SERVICE].receiving
 
 
 async def _read_parts(

@@ -141,6 +141,7 @@ class Metrics:
             text, _ = await asyncio.wait_for(process.communicate(), GPU_PAUSE)
         except TimeoutError:
             process.kill()
+            await process.wait()
             return
         self.read_gpus(text.decode("ascii", "replace"))
 

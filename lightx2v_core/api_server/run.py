@@ -23,7 +23,8 @@ from .workers import Plan, Pool, environments
 
 log = logging.getLogger(__name__)
 
-DECODERS = 2  # pictures decoded at a time
+DECODERS = 2
+LARGE_BODIES = 4
 LAST_SECONDS = 2.0  # for replies in flight at the end
 
 
@@ -41,8 +42,8 @@ class Server:
         worker = command or (sys.executable, "-m", "lightx2v_core.worker", *options.model)
         plan = Plan(worker, _environments(options.processes), options.cancel_seconds)
         self.pool = Pool(self.tasks, plan, metrics)
-        decoding = asyncio.Semaphore(DECODERS)
-        self.service = Service(options, self.tasks, self.pool, metrics, decoding)
+        gates = (asyncio.Semaphore(DECODERS), asyncio.Semaphore(LARGE_BODIES))
+        self.service = Service(options, self.tasks, self.pool, metrics, *gates)
         self._on_change()
 
     def _on_change(self) -> None:

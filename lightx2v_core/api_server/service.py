@@ -21,7 +21,8 @@ class Service:
     tasks: Tasks
     pool: Pool
     metrics: Metrics
-    decoding: asyncio.Semaphore
+    decoding: asyncio.Semaphore  # pictures decoded at a time
+    receiving: asyncio.Semaphore  # large bodies in memory at a time
 
 
 SERVICE = web.AppKey("service", Service)

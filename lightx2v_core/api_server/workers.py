@@ -115,20 +115,24 @@ class Pool:
         self.tasks, self.plan, self.metrics = tasks, plan, metrics
         self.ready: set[Worker] = set()
         self.refusal: str | None = None  # why no worker can ever run
+        self._refused = asyncio.Event()
         self._was_ready = False
 
     async def run(self) -> None:
         """Until cancelled, or until `refusal` says why it ended."""
         slots = [asyncio.create_task(self._keep(e)) for e in self.plan.environments]
+        # One that ends because the service stops must not end those which finish their task.
+        ended = asyncio.create_task(asyncio.wait(slots, return_when=asyncio.FIRST_EXCEPTION))
+        refused = asyncio.create_task(self._refused.wait())
         try:
-            await asyncio.wait(slots, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((ended, refused), return_when=asyncio.FIRST_COMPLETED)
             for slot in slots:
-                if slot.done() and (error := slot.exception()):
-                    raise error
+                if slot.done():
+                    slot.result()
         finally:
-            for slot in slots:
-                slot.cancel()
-            await asyncio.gather(*slots, return_exceptions=True)
+            for task in (ended, refused, *slots):
+                task.cancel()
+            await asyncio.gather(ended, refused, *slots, return_exceptions=True)
 
     async def _keep(self, environment: Mapping[str, str]) -> None:
         failures = 0
@@ -146,7 +150,7 @@ class Pool:
                 worker.kill()
                 await asyncio.gather(listener, worker.process.wait())
             if failures == STARTS and not self._was_ready:
-                self.refusal = f"the worker died {STARTS} times while it loaded; see its messages"
+                self._refuse(f"the worker died {STARTS} times while it loaded; see its messages")
             if self.refusal is None and not self.tasks.is_stopping:
                 self.metrics.restarted()
                 await asyncio.sleep(PAUSES[min(failures, len(PAUSES) - 1)])
@@ -161,12 +165,16 @@ class Pool:
             self._was_ready = True
             return True
         if message is not None and message["kind"] == "unusable" and not self._was_ready:
-            self.refusal = str(message.get("error"))
+            self._refuse(str(message.get("error")))
         code = await worker.process.wait()
         if code == ENDED_BY_ARGUMENTS and not self._was_ready:
-            self.refusal = "the worker does not take these arguments; see its message"
+            self._refuse("the worker does not take these arguments; see its message")
         log.error("worker %d ended with code %d before it was ready", worker.process.pid, code)
         return False
+
+    def _refuse(self, why: str) -> None:
+        self.refusal = self.refusal or why
+        self._refused.set()
 
     async def _hand_out(self, worker: Worker) -> None:
         while task := await self.tasks.next(lambda: worker.is_alive):

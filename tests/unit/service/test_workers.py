@@ -97,6 +97,15 @@ def test_a_stop_finishes_what_runs_and_marks_what_waits(tmp_path):
         assert service.status(waiting)["error_type"] == "Interrupted"
 
 
+def test_a_stop_lets_one_worker_finish_while_the_other_has_nothing_to_do(tmp_path):
+    with Running(tmp_path, processes=2) as service:
+        name = service.post({"prompt": "short"})[1]["task_id"]
+        service.until(name, "processing")
+
+    with Running(tmp_path) as service:
+        assert service.status(name)["status"] == "completed"
+
+
 def test_a_stop_marks_what_does_not_end_in_time_and_leaves_no_process(tmp_path):
     with Running(tmp_path, stop_seconds=0.1) as service:
         name = service.post({"prompt": "deaf"})[1]["task_id"]
