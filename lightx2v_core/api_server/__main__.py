@@ -33,7 +33,7 @@ def _check_packages() -> None:
     missing = [name for module, name in PACKAGES.items() if find_spec(module) is None]
     if missing:
         raise CapabilityError(
-            f"the service needs {' and '.join(missing)}, which is not installed here; "
+            f"the service needs packages that are not installed here ({', '.join(missing)}): "
             "pip install -r requirements-service.txt"
         )
 

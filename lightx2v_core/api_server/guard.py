@@ -57,7 +57,8 @@ async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
             return problem(401, "a bearer token is needed", **{"WWW-Authenticate": "Bearer"})
     if not options.token and options.is_local and not _is_local_name(request.host):
         # A page of another site whose name was turned to this machine (DNS rebinding).
-        return problem(403, f"this service is for this machine, and not called {request.host!r}")
+        detail = f"this service is for this machine alone, which is not called {request.host!r}; "
+        return problem(403, detail + "set a token to be reached by other names")
     origin = request.headers.get("Origin")
     if (origin and urlsplit(origin).netloc != request.host) or _is_strange_action(request):
         return problem(403, "pages of other sites may not use this service")

@@ -190,4 +190,4 @@ sys.exit(main(["--model_path", "demo"]))
     )
 
     assert done.returncode == 1, done.stderr
-    assert "the service needs aiohttp, which is not installed here" in done.stderr
+    assert "packages that are not installed here (aiohttp)" in done.stderr
