@@ -164,7 +164,9 @@ class Pool:
             self.ready.add(worker)
             self._was_ready = True
             return True
-        if message is not None and message["kind"] == "unusable" and not self._was_ready:
+        if message is not None and message["kind"] != "unusable":
+            worker.kill()
+        elif message is not None and not self._was_ready:
             self._refuse(str(message.get("error")))
         code = await worker.process.wait()
         if code == ENDED_BY_ARGUMENTS and not self._was_ready:
