@@ -29,7 +29,7 @@ CONFIGURATION = {
 PROMPT = "a large red circle moving right on a dark background"
 
 
-def until(base, path, wanted, seconds=60):
+def until(base, path, wanted, seconds=120):
     deadline = time.monotonic() + seconds
     while True:
         status, data = call(base, "GET", path)
