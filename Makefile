@@ -25,7 +25,7 @@ START_PROMPT = a red circle moving right on a dark background
 	.venv/bin/pip install -q -r requirements-standalone.txt
 	touch $@
 
-.venv/.dev-ready: .venv/.run-ready requirements-dev.txt
+.venv/.dev-ready: .venv/.run-ready requirements-dev.txt requirements-service.txt
 	.venv/bin/pip install -q -r requirements-dev.txt
 	touch $@
 

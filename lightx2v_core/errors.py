@@ -3,7 +3,8 @@
 LightX2VError
 ├── RequestError      what was asked for does not fit the model (sizes, frames, schedule)
 ├── CheckpointError   a file is not what it should be, or not whole
-└── CapabilityError   this machine or this version cannot do it
+├── CapabilityError   this machine or this version cannot do it
+└── StoppedError      whoever asked for it wants it no more
 
 A message says what was found, what is needed and what to do, in that order.
 """
@@ -27,6 +28,10 @@ class CheckpointError(LightX2VError):
 
 class CapabilityError(LightX2VError):
     """This machine, or this version, cannot do what was asked by name."""
+
+
+class StoppedError(LightX2VError):
+    """Work ends early because it was told to; raised by callbacks, between blocks or steps."""
 
 
 def preview(names: Iterable[str], shown: int = 3) -> str:
