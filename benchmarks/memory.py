@@ -29,8 +29,8 @@ from lightx2v_core.checkpoint.convert import SCHEMES
 from lightx2v_core.datatypes import VideoSize
 from lightx2v_core.memory.plan import (
     Job,
-    activation_bytes,
     card_room,
+    forward_bytes,
     place_within,
     video_tokens,
 )
@@ -118,9 +118,7 @@ def measure(
         loaded = load_transformer(path, dtype, device=device)
         config, engine = loaded.model.config, loaded.residency
         inputs = _inputs(config, size, device)
-        activations = activation_bytes(
-            config, video_tokens(size), dtype.itemsize, quantised=loaded.info.scheme != "bf16"
-        )
+        activations = forward_bytes(loaded.model, video_tokens(size), device)
         room = None if limit is None else card_room(device, limit)
         place_within(engine, device, room, Job("transformer", activations))
         latent, times = _sample(loaded, inputs, size, steps)

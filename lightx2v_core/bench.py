@@ -21,9 +21,8 @@ from .assemble import LoadedTransformer, load_transformer
 from .datatypes import VideoSize
 from .device import select_dtype
 from .errors import RequestError
-from .memory.plan import Job, activation_bytes, card_room, place_within, video_tokens
+from .memory.plan import Job, card_room, forward_bytes, place_within, video_tokens
 from .presets import make_plan, preset_for
-from .quant.linear import holds_codes
 from .quant.quantise import KEEP
 from .wan.config import CLIP_DIM, TEXT_LEN, WanConfig
 
@@ -153,9 +152,7 @@ def forward_flops(config: WanConfig, tokens: int, batch: int = 1) -> int:
 def _place(
     loaded: LoadedTransformer, size: VideoSize, device: torch.device, vram_bytes: int | None
 ) -> str:
-    config, itemsize = loaded.model.config, loaded.model.compute_dtype.itemsize
-    quantised = holds_codes(loaded.model)
-    activations = activation_bytes(config, video_tokens(size), itemsize, quantised=quantised)
+    activations = forward_bytes(loaded.model, video_tokens(size), device)
     job = Job("transformer", activations, "use a smaller --width, --height or --frames")
     return place_within(loaded.residency, device, card_room(device, vram_bytes), job)
 

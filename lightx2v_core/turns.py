@@ -12,8 +12,8 @@ from .datatypes import VideoSize
 from .memory.plan import (
     WORKSPACE_BYTES,
     Job,
-    activation_bytes,
     cheaper,
+    forward_bytes,
     is_ram_short,
     place_within,
     video_tokens,
@@ -71,11 +71,7 @@ class Turns:
         return self._fits_beside(max(others_bytes, *(self.activations(e, size) for e in placed)))
 
     def activations(self, expert: LoadedTransformer, size: VideoSize) -> int:
-        model = expert.model
-        quantised, tokens = holds_codes(model), video_tokens(size)
-        return activation_bytes(
-            model.config, tokens, model.compute_dtype.itemsize, quantised=quantised
-        )
+        return forward_bytes(expert.model, video_tokens(size), self._device)
 
     def advice(self, expert: LoadedTransformer, size: VideoSize) -> str:
         """The cheapest changes that would fit into what may be used now."""

@@ -11,7 +11,10 @@ import torch
 
 from ..datatypes import VideoSize
 from ..errors import CapabilityError
+from ..ops.glue import computes_in_one_pass
+from ..quant.linear import holds_codes
 from ..wan.config import PATCH, TEXT_LEN, WanConfig
+from ..wan.model import WanModel
 from .ram import available_bytes, margin_bytes
 from .residency import Residency
 
@@ -37,9 +40,14 @@ def video_tokens(size: VideoSize) -> int:
 
 
 def activation_bytes(
-    config: WanConfig, tokens: int, itemsize: int, batch: int = 1, quantised: bool = False
+    config: WanConfig,
+    tokens: int,
+    itemsize: int,
+    batch: int = 1,
+    quantised: bool = False,
+    one_pass: bool = False,
 ) -> int:
-    """The most that one forward holds beside the weights; monotone in every argument.
+    """The most that one forward holds beside the weights; monotone in sizes.
 
     Counted from the tensors alive at once in one block, E and F being model and hidden width and
     s `itemsize`, and checked against the allocations of a real forward. For each token:
@@ -47,17 +55,31 @@ def activation_bytes(
     k, k in float32 with both products and their stack;
     feed-forward (8 + s) E + 3 s F: the residual twice, the input, and the hidden layer with what
     GELU or a LoRA branch makes of it.
+    `one_pass` is for our kernels without LoRA branches, see `forward_bytes`. Then it is
+    cross-attention, (8 + 5 s) E: the residual twice, its input, the query, and the two results
+    with their sum; or (8 + s) E + (s + 1) F: the hidden layer beside its codes.
     Dequantising adds the largest matrix twice in float32. Text and picture keys, rotary tables,
     and the latents in and out are small and counted too.
     """
     dim, hidden = config.dim, config.ffn_dim
     rotary, latents = 2 * 64 * 4, 16 * (2 * config.in_dim + 4 * config.out_dim)
-    attention = tokens * batch * (18 + 4 * itemsize) * dim
-    feed_forward = tokens * batch * ((8 + itemsize) * dim + 3 * itemsize * hidden)
+    maps, hidden_bytes = 18 + 4 * itemsize, 3 * itemsize
+    if one_pass:
+        maps, hidden_bytes = 8 + 5 * itemsize, itemsize + 1
+    attention = tokens * batch * maps * dim
+    feed_forward = tokens * batch * ((8 + itemsize) * dim + hidden_bytes * hidden)
     if quantised:
         feed_forward += 8 * dim * hidden
     context = batch * (TEXT_LEN + config.clip_tokens) * dim * 2 * itemsize
     return max(attention, feed_forward) + tokens * (rotary + batch * latents) + context
+
+
+def forward_bytes(model: WanModel, tokens: int, device: torch.device) -> int:
+    """`activation_bytes` of `model` as it is now: its dtype, codes, LoRA branches and kernels."""
+    has_branches = any(getattr(module, "branches", ()) for module in model.modules())
+    one_pass = not has_branches and computes_in_one_pass(device, model.compute_dtype)
+    itemsize, quantised = model.compute_dtype.itemsize, holds_codes(model)
+    return activation_bytes(model.config, tokens, itemsize, quantised=quantised, one_pass=one_pass)
 
 
 def text_bytes(heads: int, ffn_dim: int, tokens: int, prompts: int) -> int:

@@ -13,9 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import kernels_for
+from .fused import kernels_for, load_kernels
 from .layers import LayerNorm, Linear, cast
+from .norm_rotary import HALVES
+from .norm_rotary import kernel_runs as norm_runs
 from .rows import Form, Rows, quantise_rows, tokens_of
+
+
+def computes_in_one_pass(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether what lies between the matmuls of a block, all of it, computes in Triton."""
+    return dtype in HALVES and load_kernels(device).module is not None and norm_runs(device)
 
 
 class ModulatedNorm(NamedTuple):

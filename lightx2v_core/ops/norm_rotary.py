@@ -59,7 +59,7 @@ def fuses(x_BLE: Tensor, *norms: nn.Module) -> bool:
         and is_plain_call()
         # A host's own layers may cast, patch or move their weights in ways of their own.
         and all(type(norm) is RMSNorm and norm.weight.device == x_BLE.device for norm in norms)
-        and _kernel_runs(x_BLE.device)
+        and kernel_runs(x_BLE.device)
     )
 
 
@@ -70,7 +70,7 @@ def norm_of(norm: nn.Module) -> tuple[Tensor, float]:
 
 
 @cache
-def _kernel_runs(device: torch.device) -> bool:
+def kernel_runs(device: torch.device) -> bool:
     """Tried once on each device, before its first use; said once why not."""
     reason = triton_blocked_by(describe_card(device)) or _trial(device)
     if reason:

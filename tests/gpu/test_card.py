@@ -17,7 +17,7 @@ from lightx2v_core.lora.read import read_lora
 from lightx2v_core.lora.steps import steps_of
 from lightx2v_core.media import read_image
 from lightx2v_core.memory import residency
-from lightx2v_core.memory.plan import WORKSPACE_BYTES, activation_bytes
+from lightx2v_core.memory.plan import WORKSPACE_BYTES, forward_bytes
 from lightx2v_core.memory.residency import Residency
 from lightx2v_core.memory.transport import TorchCuda
 from lightx2v_core.pipeline import GenerateRequest, Pipeline
@@ -300,7 +300,7 @@ def test_the_count_of_activations_holds_on_the_card(dtype):
     model(x, *inputs)
 
     allocated = torch.cuda.max_memory_allocated() - before
-    counted = activation_bytes(config, 9 * 32 * 32, dtype.itemsize)
+    counted = forward_bytes(model, 9 * 32 * 32, torch.device("cuda"))
     print(f"{dtype}: {allocated / 1e6:.1f} MB allocated, {counted / 1e6:.1f} MB counted")
     assert allocated <= counted + WORKSPACE_BYTES
     assert counted <= 1.5 * allocated

@@ -149,10 +149,10 @@ def stop_is_heard_in_every_stage_and_pressing_run_again_ends_in_the_same_video()
         release_outputs()
     stages = {
         "prompt": ("positive", made["clip"].cond_stage_model.blocks[0]),
-        "start image": ("latent", made["vae"].first_stage_model.core.encoder),
+        "start image": ("latent", made["vae"].first_stage_model.core.conv1),
         "step": ("sampler", made["model"].model.diffusion_model.blocks[0]),
         "low noise": ("sampler", made["low"].model.diffusion_model.blocks[1]),
-        "decode": ("decode", made["vae"].first_stage_model.core.decoder),
+        "decode": ("decode", made["vae"].first_stage_model.core.conv2),
     }
     graph["positive"]["inputs"]["text"] += "  "  # the same words, and another entry of the cache
     for stage, (node, module) in stages.items():

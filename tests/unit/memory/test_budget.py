@@ -69,7 +69,7 @@ def test_two_experts_stream_from_their_files_within_the_ram_of_half_of_them(part
     with Sampler() as used:
         made = Pipeline(pair, torch.device("cpu"))
         engine = made.experts[0].residency
-        activations = made._activations(made.experts[0], request.size)
+        activations = made.turns.activations(made.experts[0], request.size)
         made.vram_bytes = WORKSPACE_BYTES + activations + engine.card_bytes(0)
         result = made.generate(request)
     size = sum(sum(expert.residency.block_bytes) for expert in made.experts)

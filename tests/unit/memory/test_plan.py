@@ -66,7 +66,8 @@ def test_the_count_holds_what_a_forward_really_allocates(changes, dtype, batch):
     allocated = peak_bytes(lambda: model(**inputs))
 
     counted = activation_bytes(config, tokens, dtype.itemsize, batch)
-    assert allocated <= counted <= 1.5 * allocated, f"{allocated} allocated, {counted} counted"
+    # Latents in and out, counted with room to spare, are much of a model this narrow.
+    assert allocated <= counted <= 1.6 * allocated, f"{allocated} allocated, {counted} counted"
 
 
 @torch.inference_mode()
@@ -113,9 +114,11 @@ def test_activations_grow_with_every_size():
         *(counted(**c) for c in ({"dim": 6144}, {"in_dim": 36}, {"clip_tokens": 257})),
         *(counted(**c) for c in ({"itemsize": 4}, {"batch": 2}, {"ffn_dim": 20000})),
     ]
+    kernels = [counted(one_pass=True), counted(one_pass=True, width=1280, height=720)]
 
     sizes = [counted(16 * a, 16 * b, 4 * c + 1) for a in (1, 30) for b in (1, 30) for c in (0, 20)]
     assert all(more > least for more in grown)
+    assert kernels[0] < 0.85 * least and kernels[0] < kernels[1]
     assert counted(quantised=True) >= least
     assert sizes == sorted(sizes) or all(s > 0 for s in sizes)
     assert counted(batch=2) <= 2 * least

@@ -69,11 +69,11 @@ def test_a_missing_triton_is_no_version(monkeypatch):
 
 def test_a_kernel_that_may_not_be_tried_is_said_once(monkeypatch, caplog):
     monkeypatch.setattr(norm_rotary, "describe_card", lambda device: Card("cuda", (7, 5)))
-    norm_rotary._kernel_runs.cache_clear()
+    norm_rotary.kernel_runs.cache_clear()
 
     with caplog.at_level("INFO"):
-        runs = [norm_rotary._kernel_runs(torch.device("cuda:3")) for _ in range(2)]
-    norm_rotary._kernel_runs.cache_clear()
+        runs = [norm_rotary.kernel_runs(torch.device("cuda:3")) for _ in range(2)]
+    norm_rotary.kernel_runs.cache_clear()
 
     assert runs == [False, False]
     assert caplog.messages == [
