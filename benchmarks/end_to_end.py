@@ -62,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--matmul", default="auto")
     add("--size", type=read_size, default=read_size("480p"), help="480p, 720p or like 832x480x81")
     add("--videos", type=int, default=3, help="that are timed, after one that is not")
+    add("--vram-gb", type=float, help="at most this much of the card for the whole run")
     add("--device", default="auto")
     add("--peer", help="comfyui=PATH")
     add("--setting", default="bf16-sdpa", help="of the peer's denoiser")
@@ -78,7 +79,8 @@ def measure(options: argparse.Namespace) -> Line:
     with nullcontext(options.folder) if options.keep else made as folder:
         parts = write_parts(Path(folder), family, options.scheme, device, sync=False)
         started = time.perf_counter()
-        pipeline = Pipeline(parts, device, options.attention, matmul=options.matmul)
+        vram = None if options.vram_gb is None else int(options.vram_gb * 1e9)
+        pipeline = Pipeline(parts, device, options.attention, vram, matmul=options.matmul)
         loading = time.perf_counter() - started
         videos = [make(pipeline, options.size, number) for number in range(options.videos + 1)]
         summary, placed = pipeline.experts[0].summary, videos[0][1].memory
@@ -109,6 +111,7 @@ def measure(options: argparse.Namespace) -> Line:
         "placed": list(placed),
         "attention": options.attention,
         "scheme": options.scheme,
+        "vram_gb": options.vram_gb,
         "size": [size.width, size.height, size.frames],
     }
     if options.peer:

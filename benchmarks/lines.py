@@ -59,10 +59,10 @@ def about(device: torch.device) -> Line:
 
 
 def commit() -> str:
-    """Of this checkout; outside one what GIT_COMMIT says, or "unknown"."""
+    """What GIT_COMMIT says (a copy may not know), or of this checkout, or "unknown"."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or os.environ.get("GIT_COMMIT", "unknown")
+    return os.environ.get("GIT_COMMIT") or done.stdout.strip() or "unknown"
 
 
 def peak_bytes(device: torch.device) -> int:
