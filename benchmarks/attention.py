@@ -33,7 +33,7 @@ from lightx2v_core.wan.model import WanModel
 from lightx2v_core.wan.rope import rotary_table
 
 from .linears import Line, median_seconds
-from .memory import commit
+from .lines import commit
 
 TOKENS = (32760, 75600)  # 81 frames of 480x832 and of 720x1280
 HEADS, HEAD_DIM = 40, 128

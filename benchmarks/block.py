@@ -33,7 +33,8 @@ from lightx2v_core.wan.config import WanConfig
 from lightx2v_core.wan.model import BlockInputs, WanBlock, WanModel
 
 from .linears import median_seconds, quantised_linear
-from .memory import I2V_14B, TINY, commit
+from .lines import commit
+from .random_files import I2V_14B, TINY
 
 BLOCKS = 40
 LATENT = (21, 60, 104)  # 480x832, 81 frames: 32,760 tokens

@@ -25,7 +25,7 @@ from lightx2v_core.ops.fused import describe_kernels, plain_pytorch
 from lightx2v_core.ops.rows import Form, Rows
 
 from .linears import TOKENS, median_seconds
-from .memory import commit
+from .lines import commit
 
 DIM, FFN_DIM = 5120, 13824
 EPS = 1e-6

@@ -27,7 +27,7 @@ from lightx2v_core.device import select_device
 from lightx2v_core.wan.vae import VaeConfig, WanVae, denormalise
 
 from .linears import median_seconds
-from .memory import commit
+from .lines import commit
 
 CASES = ("vae_decode", "vae_encode", "vae_encode_padded")
 CHECKED = VideoSize(128, 128, 33)  # the clip that errors are taken of
