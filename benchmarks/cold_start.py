@@ -97,7 +97,7 @@ def write_model(path: Path, options: argparse.Namespace) -> None:
 
     from lightx2v_core.device import select_device
 
-    from .memory import I2V_14B, TINY
+    from .random_files import I2V_14B, TINY
     from .random_models import quantised, random_weights, write_file
 
     device = select_device(options.device)

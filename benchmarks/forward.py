@@ -48,7 +48,7 @@ from .lines import (
     reset_peak,
     wait_for,
 )
-from .memory import I2V_14B, TINY
+from .random_files import I2V_14B, TINY
 from .peers import Contender, Forward, Weights, contenders
 from .random_models import as_checkpoint, quantised, random_inputs, random_weights
 
