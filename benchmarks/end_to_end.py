@@ -32,8 +32,8 @@ from lightx2v_core.wan.vae import VaeConfig
 
 from .forward import GIB, Course, read_size, time_one
 from .lines import Line, about, add_out, emit, median_seconds, reset_peak, wait_for
-from .random_files import I2V_14B, TINY
 from .peers import comfy_vae, contenders
+from .random_files import I2V_14B, TINY
 from .random_parts import CLIP_H, TEXT_XXL, Family, write_parts
 
 WORDS = "a red fox runs over the hill and the sea shines at night while a small dog sleeps"

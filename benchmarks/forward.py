@@ -48,8 +48,8 @@ from .lines import (
     reset_peak,
     wait_for,
 )
-from .random_files import I2V_14B, TINY
 from .peers import Contender, Forward, Weights, contenders
+from .random_files import I2V_14B, TINY
 from .random_models import as_checkpoint, quantised, random_inputs, random_weights
 
 GIB = 2**30

@@ -24,9 +24,9 @@ from lightx2v_core.memory.plan import video_tokens
 
 from .forward import GIB, load_ours
 from .lines import Line, about, add_out, emit, median_seconds, peak_bytes, read_lines, reset_peak
-from .random_files import I2V_14B, TINY
 from .peers import Forward
 from .plot import curves, draw_curves
+from .random_files import I2V_14B, TINY
 from .random_models import random_inputs, random_weights
 
 BASE = VideoSize(832, 480, 81)

@@ -49,7 +49,7 @@ from .vocabulary import CaptionRows
 from .worlds import PLAIN, SPLITS, WORLDS
 
 RENOISE_SEED = 70_006
-QUICK_PROMPTS, QUICK_SIDE_PROMPTS = 48, 12
+QUICK_PROMPTS = 48
 REAL_CLIPS, QUICK_REAL_CLIPS = 4000, 200  # rendered ones that stand for the world
 GPU_CHUNK, CPU_CHUNK = 64, 4  # clips that are decoded and judged together
 CPU_BATCH = 4  # clips a CPU's caches hold in the transformer
@@ -80,17 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         set_kernels(device)
     prompts = options.prompts or (QUICK_PROMPTS if options.quick else 500)
     seeds = options.seeds or (1 if options.quick else 3)
-    is_short = options.quick and not options.misuse
-    side = min(prompts, QUICK_SIDE_PROMPTS if is_short else prompts)
     rows = list(available_rows(options))
     options.out.mkdir(parents=True, exist_ok=True)
     bench = prepare(options, device, (prompts, seeds))
-    counts = [side if is_short and is_side(row) else prompts for row in rows]
-    print_estimate(bench, rows, counts)
+    print_estimate(bench, rows)
     results: list[tuple[Row, Made]] = []
     strips: dict[str, Tensor] = {}
-    for row, count in zip(rows, counts, strict=True):
-        made, clips = run_row(bench, row, bench.questions[row.task].first(count))
+    for row in rows:
+        made, clips = run_row(bench, row, bench.questions[row.task])
         results.append((row, made))
         strips |= {f"{row.task} {row.name} ({i})": clip for i, clip in enumerate(clips)}
         # After every row, so that a run which is cut off leaves what it had.
@@ -147,11 +144,6 @@ def available_rows(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def is_side(row: Row) -> bool:
-    """Rows that --quick asks fewer prompts."""
-    return row.task == "i2v" or not row.is_main
-
-
 def prepare(options: argparse.Namespace, device: torch.device, counts: tuple[int, int]) -> Bench:
     """Prompts, their states and first frames, and the rendered clips of the same captions."""
     sizes: Sizes = SMOKE if options.smoke else DEMO
@@ -172,8 +164,7 @@ def prepare(options: argparse.Namespace, device: torch.device, counts: tuple[int
     scenes = unseen_scenes(counts[0], world, options.split)
     questions = {"t2v": ask(context, scenes, counts[1], words, text)}
     if "i2v" in options.tasks:
-        asked = questions["t2v"].first(QUICK_SIDE_PROMPTS) if options.quick else questions["t2v"]
-        questions["i2v"] = with_first_frames(context, asked, vae)
+        questions["i2v"] = with_first_frames(context, questions["t2v"], vae)
     least = QUICK_REAL_CLIPS if is_cpu else REAL_CLIPS
     real = real_clips(context, questions["t2v"], vae, least)
     return Bench(context, options.folder, vae, questions, real, options.compile)
@@ -248,7 +239,7 @@ def measure(bench: Bench, latents: Tensor, questions: Questions) -> tuple[Made, 
     return made, clips
 
 
-def print_estimate(bench: Bench, rows: list[Row], counts: list[int]) -> None:
+def print_estimate(bench: Bench, rows: list[Row]) -> None:
     """Times one forward and one decode and multiplies."""
     context, questions = bench.context, bench.questions[rows[0].task]
     some = questions.first(max(1, context.sizes.chunk // questions.seeds))
@@ -265,12 +256,10 @@ def print_estimate(bench: Bench, rows: list[Row], counts: list[int]) -> None:
     started = clock(context.device)
     measure(bench, latent, some)
     decode = (clock(context.device) - started) / len(some)
-    total = sum(
-        count * questions.seeds * (one.forwards * forward + decode)
-        for one, count in zip(rows, counts, strict=True)
-    )
+    clips = len(questions)
+    total = clips * sum(one.forwards * forward + decode for one in rows)
     print(
-        f"{len(rows)} rows, {sum(counts) * questions.seeds} clips, {device_name(context.device)}: "
+        f"{len(rows)} rows, {len(rows) * clips} clips, {device_name(context.device)}: "
         f"{1000 * forward:.1f} ms a forward and {1000 * decode:.0f} ms to decode and judge each, "
         f"about {total / 60:.1f} minutes",
         flush=True,
