@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 
 from torch import Tensor
+
+# Of Python, PyTorch and the C compiler that Triton calls at first use.
+FAILURES = (
+    RuntimeError,
+    ImportError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    OSError,
+    subprocess.SubprocessError,
+)
 
 
 def failure(work: Callable[[], Tensor], expected: Tensor, limit: float) -> str | None:
@@ -12,12 +24,14 @@ def failure(work: Callable[[], Tensor], expected: Tensor, limit: float) -> str |
 
     What a kernel that does not fit raises, compiling or running, is told and not raised.
     """
-    from triton import TritonError
-
+    try:
+        from triton import TritonError
+    except ImportError as error:
+        return f"triton cannot be imported: {error}"
     try:
         actual = work()
         error = float((actual.float() - expected.float()).norm() / expected.float().norm())
-    except (TritonError, RuntimeError, ImportError, AttributeError, TypeError, ValueError) as told:
+    except (TritonError, *FAILURES) as told:
         first = next(iter(str(told).strip().splitlines()), "")
         return f"our kernel does not run here: {type(told).__name__} {first}"
     if not error < limit:
