@@ -6,7 +6,7 @@ For each scheme a line for one block and one for a whole forward (the block fort
 not depend on the weights, which together are larger than any cache). A line holds case, scheme,
 seconds and plain_seconds (without our Triton kernels; medians in the same run), ratio,
 relative_error of a block to the same in float32, by_class (milliseconds of a block by kind of
-kernel, from torch.profiler), tokens, attention (the row that was taken: each scheme has its `auto`),
+kernel, from torch.profiler), tokens, attention (the row that was taken, by the scheme),
 kernels, card, torch, commit. `--profile` writes the profiler's table of kernels.
 """
 
