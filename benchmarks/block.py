@@ -6,8 +6,8 @@ For each scheme a line for one block and one for a whole forward (the block fort
 not depend on the weights, which together are larger than any cache). A line holds case, scheme,
 seconds and plain_seconds (without our Triton kernels; medians in the same run), ratio,
 relative_error of a block to the same in float32, by_class (milliseconds of a block by kind of
-kernel, from torch.profiler), tokens, attention, kernels, card, torch, commit. `--profile` writes
-the profiler's table of kernels.
+kernel, from torch.profiler), tokens, attention (the row that was taken, by the scheme),
+kernels, card, torch, commit. `--profile` writes the profiler's table of kernels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lightx2v_core.device import describe_card, select_device
-from lightx2v_core.ops.attention import select_attention
+from lightx2v_core.ops.attention import name_of, select_attention
 from lightx2v_core.ops.fused import describe_kernels, plain_pytorch
 from lightx2v_core.ops.matmul import Weight, select_matmul
 from lightx2v_core.quant.quantise import WRITTEN
@@ -78,13 +78,11 @@ def run(options: argparse.Namespace) -> Iterator[Line]:
     config = replace(TINY if options.tiny else I2V_14B, num_layers=1)
     exact = random_model(config, device)
     inputs = random_inputs(config, device, tuple(options.latent))
-    attend = select_attention(options.attention, device)
     block, x, shared = block_call(exact, inputs, torch.float32)
     with plain_pytorch():
         expected = block(x, shared)
     about: Line = {
         "tokens": x.shape[1],
-        "attention": options.attention,
         "kernels": describe_kernels(device),
         "card": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": torch.__version__,
@@ -92,7 +90,7 @@ def run(options: argparse.Namespace) -> Iterator[Line]:
     }
     for scheme in options.schemes:
         model, row = in_scheme(exact, scheme, device)
-        model.attend = attend
+        model.attend = select_attention(options.attention, device, exact=scheme == "bf16")
         block, x, shared = block_call(model, inputs, torch.bfloat16)
 
         def one(block: WanBlock = block, x: Tensor = x, shared: BlockInputs = shared) -> Tensor:
@@ -103,6 +101,7 @@ def run(options: argparse.Namespace) -> Iterator[Line]:
             "case": "block",
             "scheme": scheme,
             "matmul": row,
+            "attention": name_of(model.attend),
             **both(one, device, repeats),
         }
         line["relative_error"] = error
@@ -115,7 +114,8 @@ def run(options: argparse.Namespace) -> Iterator[Line]:
         if options.blocks:
             many = repeated(model, inputs, options.blocks)
             figures = both(many, device, max(repeats // 2, 1))
-            yield {"case": "forward", "scheme": scheme, "matmul": row} | figures | about
+            told = {key: line[key] for key in ("scheme", "matmul", "attention")}
+            yield {"case": "forward"} | told | figures | about
 
 
 def both(work: Callable[[], object], device: torch.device, repeats: int) -> Line:

@@ -103,7 +103,8 @@ def load_transformer(
     `device` only chooses attention and matmul: `residency.place` moves weights. `ops` is a
     namespace of layers, for hosts that bring their own. `quantisation` keeps the number format of
     the file, or turns its linears into fp8 or int8 codes. `matmul` names a row of ops/matmul.py,
-    or is "measured", whose times are kept in the folder `cache`.
+    or is "measured", whose times are kept in the folder `cache`; without one, as the command line
+    runs it, they are taken anew for each model.
     Raises CheckpointError for a file that is no Wan transformer this version runs.
     """
     started = time.perf_counter()

@@ -123,7 +123,11 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--attention", help=f"auto, {', '.join(BACKENDS)}")
     add("--quant", choices=LOAD_CHOICES, help="turn the linears of a full file into codes")
-    add("--matmul", default="auto", help=f"of 8-bit weights: {', '.join(MATMUL_CHOICES)}")
+    add(
+        "--matmul",
+        default="auto",
+        help=f"of 8-bit weights: {', '.join(MATMUL_CHOICES)}; measured times them in each run anew",
+    )
     add("--device", default="auto", help="auto, cuda, mps, cpu")
     add(
         "--vram-gb",

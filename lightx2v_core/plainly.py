@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .ops.attention import sdpa
+from .ops.attention import name_of, sdpa
 from .quant.linear import QuantisedLinear
 from .sampling.loop import Rescue
 from .wan.model import WanModel
@@ -12,7 +12,6 @@ from .wan.model import WanModel
 
 def describe_rows(model: WanModel) -> str:
     """What computes this model: attention sdpa, matmul fp8_row."""
-    attention = getattr(model.attend, "__qualname__", "unknown").partition(".")[0]
     rows = sorted(
         {
             getattr(linear.multiply, "__name__", "unknown")
@@ -20,8 +19,7 @@ def describe_rows(model: WanModel) -> str:
             if isinstance(linear, QuantisedLinear) and linear.multiply is not None
         }
     )
-    name = attention.removeprefix("_load_")
-    return f"attention {name}" + (f", matmul {', '.join(rows)}" if rows else "")
+    return f"attention {name_of(model.attend)}" + (f", matmul {', '.join(rows)}" if rows else "")
 
 
 def use_plain_rows(model: WanModel) -> bool:

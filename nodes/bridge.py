@@ -32,6 +32,7 @@ from ..lightx2v_core.quant.quantise import KEEP, ON_LOAD
 from ..lightx2v_core.quant.schemes import PLAIN
 from ..lightx2v_core.wan.config import PATCH, TEXT_LEN
 from ..lightx2v_core.wan.model import BlockInputs, WanBlock, WanModel
+from .attention import AUTO, OVERRIDE, describe_attention, is_hosts, wanted_of_ours
 from .checks import check_start_image, check_text_width
 from .patcher import ResidentPatcher
 from .strengths import STEP_OPTION, follow_step
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 KNOWN_OPTIONS = {
     *("block_index", "block_type", "total_blocks", "grid_sizes", "img_slice", "context_window"),
     *("cond_or_uncond", "uuids", "sigmas", "sample_sigmas", "hooks", "model_options"),
-    *("wrappers", "callbacks", "patches", "patches_replace", "optimized_attention_override"),
+    *("wrappers", "callbacks", "patches", "patches_replace", OVERRIDE),
     # State of the host's EasyCache and LazyCache, whose wrappers run here as on its own Wan.
     "easycache",
     STEP_OPTION,
@@ -55,11 +56,11 @@ MEMORY_CHOICES = ("auto", "ours", "comfyui")
 class LoadRequest(NamedTuple):
     """What a MODEL was loaded by, so that it can be loaded again in another form.
 
-    `attention` "auto" is whatever this ComfyUI runs with.
+    `attention` is one of attention.CHOICES.
     """
 
     path: Path
-    attention: str = "auto"
+    attention: str = AUTO
     memory: str = "auto"
     quantisation: str = KEEP
     matmul: str = "auto"
@@ -72,7 +73,7 @@ class HostTransformer(WanModel):
     """
 
     dtype = torch.float32  # what the host hands over; blocks compute in `compute_dtype`
-    uses_host_attention = True
+    attention = AUTO  # the loader's choice
 
     def forward(
         self,
@@ -146,9 +147,13 @@ class HostTransformer(WanModel):
 
         return run
 
+    def runs_host_attention(self, options: dict) -> bool:
+        """Always where a pack overrides it, which goes by way of the host's."""
+        return OVERRIDE in options or is_hosts(self.attention, self.attend)
+
     def _attend(self, options: dict) -> Callable | None:
-        """The host's attention, unless the loader named one and no pack overrides it."""
-        if not self.uses_host_attention and "optimized_attention_override" not in options:
+        """The host's attention where that is to run, else None: what the model holds."""
+        if not self.runs_host_attention(options):
             return None
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -266,7 +271,7 @@ def load_model(
     loaded = load_transformer(
         checkpoint,
         dtype=_compute_dtype(device),
-        attention=request.attention,
+        attention=wanted_of_ours(request.attention),
         device=device,
         ops=comfy.ops.manual_cast if memory == "comfyui" else core_ops,
         quantisation=request.quantisation,
@@ -274,12 +279,12 @@ def load_model(
         cache=Path(folder_paths.get_user_directory()),
     )
     model = HostWan(loaded, request)
-    model.diffusion_model.uses_host_attention = request.attention == "auto"
+    model.diffusion_model.attention = request.attention
     patcher_class = _stock_patcher(disable_dynamic) if memory == "comfyui" else ResidentPatcher
     patcher = patcher_class(model, load_device=device, offload_device=mm.unet_offload_device())
     if hasattr(patcher, "cached_patcher_init"):
         patcher.cached_patcher_init = (_reload, (request,))
-    attention = "the host's" if request.attention == "auto" else request.attention
+    attention = describe_attention(request.attention, loaded.model.attend)
     return patcher, f"{loaded.summary}\nmemory: {memory}{why}; attention: {attention}"
 
 

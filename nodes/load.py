@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..lightx2v_core.ops.attention import BACKENDS
 from ..lightx2v_core.quant.quantise import KEEP, LOAD_CHOICES
+from .attention import AUTO
+from .attention import CHOICES as ATTENTIONS
 from .bridge import MEMORY_CHOICES, LoadRequest, load_model
 from .codecs import load_host_clip, load_host_vae
 from .files import fingerprint, list_files, list_vaes, resolve, vae_place
@@ -43,9 +44,10 @@ class LoadModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "attention",
-                    options=["auto", *BACKENDS],
-                    default="auto",
-                    tooltip="auto: what this ComfyUI was started with. A named one is used or "
+                    options=list(ATTENTIONS),
+                    default=AUTO,
+                    tooltip="auto: what this ComfyUI was told to run; else the fastest that fits "
+                    "the file and the card. comfyui: always ComfyUI's. Another one is used or "
                     "refused with the reason.",
                     extra_dict=ADVANCED,
                 ),

@@ -8,8 +8,7 @@ import comfy.model_patcher
 from ..lightx2v_core.plainly import describe_rows, use_plain_rows
 from ..lightx2v_core.sampling.loop import Rescue
 from ..lightx2v_core.wan.model import WanModel
-
-OVERRIDE = "optimized_attention_override"
+from .attention import OVERRIDE
 
 
 class Plainly:
@@ -34,7 +33,7 @@ class Plainly:
         model = self._patcher.model.diffusion_model
         options = self._patcher.model_options.get("transformer_options", {})
         rows = describe_rows(model) if isinstance(model, WanModel) else ""
-        if OVERRIDE not in options and rows and not model.uses_host_attention:
+        if rows and not model.runs_host_attention(options):
             return rows
         name = host_attention.optimized_attention.__name__.removeprefix("attention_")
         told = f"attention {name} of ComfyUI"

@@ -9,18 +9,20 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from importlib.util import find_spec
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..device import Card, describe_card
+from ..device import describe_card
+from .trial import failure
+from .triton_support import triton_blocked_by
 
 log = logging.getLogger(__name__)
 
 LEAST_SQUARES = 1e-24  # a pixel of zeros stays one
+OWN_ERROR = 0.005  # of the trial: one rounding of float16 is 0.0005 at most
 
 
 class Between(NamedTuple):
@@ -74,19 +76,10 @@ def interleaved(sums_NHWK: Tensor) -> Tensor:
     return y.flatten(3, 4).flatten(1, 2)
 
 
-def blocked_by(card: Card) -> str | None:
-    """Why the Triton kernel cannot run there; None when it can."""
-    if card.kind != "cuda":
-        return f"it was tried on NVIDIA cards only and this is {card.kind}"
-    if card.capability < (8, 0):
-        return f"it needs compute capability 8.0 and this is {'.'.join(map(str, card.capability))}"
-    return None if find_spec("triton") else "the triton package is not installed"
-
-
 @functools.lru_cache(maxsize=16)
 def select_pass(device: torch.device) -> Pass:
     """The Triton kernel where it runs and gives what it should, else PyTorch's row."""
-    reason = blocked_by(describe_card(device)) or _failure(device)
+    reason = triton_blocked_by(describe_card(device)) or _trial(device)
     log.info("passes between convolutions: %s", f"PyTorch ({reason})" if reason else "Triton")
     if reason:
         return plain
@@ -95,21 +88,19 @@ def select_pass(device: torch.device) -> Pass:
     return fused
 
 
-def _failure(device: torch.device) -> str | None:
-    """Triton compiles at first use, which needs a working C compiler; None when all is well."""
-    try:
-        from .kernels.channels import COMPILE_ERRORS, fused
-    except ImportError as error:
-        return f"triton cannot be imported: {error}"
+def _trial(device: torch.device) -> str | None:
+    """What is wrong with the kernel here, from a few pixels; None when it equals `plain`."""
     x = torch.linspace(-3.0, 3.0, 64 * 48, device=device).view(1, 8, 8, 48).half()
-    gain, results = torch.linspace(0.5, 1.5, 48, device=device).half(), []
-    for row in (plain, fused):
+    gain = torch.linspace(0.5, 1.5, 48, device=device).half()
+
+    def results(row: Pass) -> Tensor:
         total, activated = torch.empty_like(x), torch.empty_like(x)
-        try:
-            row(x, Between(gain, x, total, gain, activated))
-        except COMPILE_ERRORS as error:
-            return f"triton does not work here: {' '.join(str(error).split())[:200]}"
-        results.append(torch.stack([total, activated]).float())
-    if (results[0] - results[1]).abs().max() > 0.02:
-        return "the kernel gave wrong numbers on this card"
-    return None
+        row(x, Between(gain, x, total, gain, activated))
+        return torch.stack([total, activated])
+
+    def work() -> Tensor:
+        from .kernels.channels import fused
+
+        return results(fused)
+
+    return failure(work, results(plain), OWN_ERROR)

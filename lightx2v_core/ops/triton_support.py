@@ -34,7 +34,10 @@ def triton_blocked_by(card: Card, least: tuple[int, int] = LEAST_TRITON) -> str 
         return f"it needs an NVIDIA GPU and this is {card.kind}"
     if card.capability < LEAST_CAPABILITY:
         return f"it needs compute capability 8.0 and this is {dotted(card.capability)}"
-    version = triton_version()
+    try:
+        version = triton_version()
+    except ImportError as error:
+        return f"triton cannot be imported: {error}"
     if version is None:
         return "the triton package is not installed"
     if version < least:

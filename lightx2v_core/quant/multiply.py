@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
 from pathlib import Path
@@ -27,9 +28,10 @@ def set_matmul(
 ) -> str:
     """Give every linear of codes in `model` its row of ops/matmul.py; one line that says which.
 
-    The line is empty for a model without such linears. `measured` times the rows on `device` and
-    keeps the times in the folder `cache`. Raises CapabilityError when a named row cannot multiply
-    one of them on `device`, or there is nothing for it to multiply.
+    The line is empty for a model without such linears. `measured` times the rows on `device`, once
+    for each shape, and keeps the times in the folder `cache` where there is one. Raises
+    CapabilityError when a named row cannot multiply one of them on `device`, or there is nothing
+    for it to multiply.
     """
     linears = [module for module in model.modules() if isinstance(module, DequantisedLinear)]
     if not linears:
@@ -42,13 +44,15 @@ def set_matmul(
         return ""
     card = describe_card(device)
     chosen: Counter[Choice] = Counter()
+
+    @functools.cache  # a model has hundreds of linears, of a few shapes
+    def choose(weight: Weight) -> Choice:
+        if name == MEASURED:
+            return fastest(weight, card, torch.device(device), dtype, cache)
+        return select_matmul(name, card, weight, dtype)
+
     for linear in linears:
-        weight = Weight(linear.codes_name, linear.in_features, linear.out_features)
-        choice = (
-            fastest(weight, card, torch.device(device), dtype, cache)
-            if name == MEASURED
-            else select_matmul(name, card, weight, dtype)
-        )
+        choice = choose(Weight(linear.codes_name, linear.in_features, linear.out_features))
         chosen[choice] += 1
         if isinstance(linear, QuantisedLinear):
             linear.use(ROWS[choice.row])

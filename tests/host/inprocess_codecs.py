@@ -18,6 +18,7 @@ import comfy.taesd.taehv
 import comfy.utils
 import folder_paths
 import torch
+import locale_checks  # noqa: F401
 import node_checks  # noqa: F401 - each registers its checks
 import text_checks  # noqa: F401
 import tiny_vae_checks  # noqa: F401

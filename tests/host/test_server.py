@@ -132,6 +132,17 @@ def test_every_node_is_offered_with_its_help_page(server):
         assert len(page) > 200, name
 
 
+def test_the_chinese_texts_and_help_pages_are_handed_out(server):
+    chinese = json.loads(server.get("/i18n"))["zh"]
+
+    load = chinese["nodeDefs"]["LightX2VLoadModel"]
+    assert load["display_name"] == "加载 Wan 模型 (LightX2V)"
+    assert load["inputs"]["quantisation"]["name"] == "量化"
+    assert chinese["nodeCategories"]["tools"] == "工具"
+    page = server.get("/extensions/lightx2v-distill/docs/LightX2VLoadModel/zh.md").decode()
+    assert page.startswith("# 加载 Wan 模型 (LightX2V)")
+
+
 def test_every_workflow_is_offered_as_a_template(server):
     offered = json.loads(server.get("/workflow_templates"))
     shipped = {path.stem for path in (Path(server.pack) / "workflows").glob("*.json")}

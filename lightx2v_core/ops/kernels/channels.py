@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from typing import Any
 
 import torch
@@ -12,12 +11,6 @@ from torch import Tensor
 
 from ..channels import LEAST_SQUARES, Between
 
-COMPILE_ERRORS = (
-    triton.CompilationError,
-    subprocess.CalledProcessError,
-    OSError,
-    RuntimeError,
-)
 ELEMENTS = 4096  # of one program
 SMALLEST = tl.constexpr(LEAST_SQUARES)
 

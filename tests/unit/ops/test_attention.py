@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from lightx2v_core.device import Card
 from lightx2v_core.errors import CapabilityError
 from lightx2v_core.ops import attention, eight_bit, triton_support
-from lightx2v_core.ops.attention import BACKENDS, Backend, select_attention, takes_cudnn
+from lightx2v_core.ops.attention import (
+    BACKENDS,
+    Backend,
+    name_of,
+    sdpa,
+    select_attention,
+    takes_cudnn,
+)
 
 TORCH = (2, 11)
 CARDS = {
@@ -147,7 +158,9 @@ def test_on_a_cpu_auto_is_plain_sdpa_and_the_log_says_so(caplog):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(CapabilityError, match="'magic' is unknown; use auto, gluon, triton, sdpa"):
+    with pytest.raises(
+        CapabilityError, match="'magic' is unknown; use auto, gluon, triton, flash3, sdpa"
+    ):
         select_attention("magic")
 
 
@@ -188,6 +201,106 @@ def test_an_older_comfy_kitchen_is_named(monkeypatch):
     assert (
         BACKENDS["kitchen"].blocked_by(CARDS["9.0"]) == "this comfy-kitchen has no int8 attention"
     )
+
+
+HOPPER = CARDS["9.0"]
+OWN_BUILD, WHEEL = attention.FLASH3_MODULES
+
+
+@pytest.fixture
+def flash3(monkeypatch):
+    """Puts packages of FlashAttention 3 that compute `attend` (BLND) into a machine with Hopper."""
+
+    def put(*modules: str, attend=None) -> list[str]:
+        called = []
+
+        def made(module: str) -> SimpleNamespace:
+            def flash_attn_func(q, k, v):
+                called.append(module)
+                y = sdpa(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+                return (y if attend is None else attend(y), None)
+
+            return SimpleNamespace(flash_attn_func=flash_attn_func)
+
+        for module in modules:
+            monkeypatch.setitem(sys.modules, module, made(module))
+        found = {module: object() for module in modules}
+        monkeypatch.setattr(attention, "find_spec", found.get)
+        monkeypatch.setattr(attention, "describe_card", lambda device: HOPPER)
+        return called
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("installed", "taken"),
+    [((OWN_BUILD,), OWN_BUILD), ((WHEEL,), WHEEL), ((WHEEL, OWN_BUILD), OWN_BUILD)],
+)
+def test_flash3_is_either_package_and_auto_takes_it_for_16_bits_on_hopper(
+    flash3, installed, taken, caplog
+):
+    called = flash3(*installed)
+    q, k, v = torch.randn(3, 1, 2, 9, 128, generator=torch.Generator().manual_seed(1)).bfloat16()
+
+    with caplog.at_level("INFO"):
+        attend = select_attention("auto", "cpu")
+    with torch.no_grad():
+        y = attend(q, k, v)
+
+    assert set(called) == {taken}
+    assert name_of(attend) == "flash3"
+    assert torch.equal(y, sdpa(q, k, v))
+    assert caplog.messages == [
+        "attention: flash3 (exact, and faster than cuDNN on this kind of card)"
+    ]
+
+
+def test_flash3_leaves_gradients_and_float32_to_pytorch(flash3):
+    called = flash3(WHEEL)
+    attend = select_attention("flash3", "cpu")
+    called.clear()
+    q = torch.randn(1, 2, 9, 128, generator=torch.Generator().manual_seed(1))
+
+    with torch.no_grad():
+        wide = attend(q, q, q)
+    learns = attend(q.bfloat16(), q.bfloat16(), q.bfloat16())
+
+    assert called == []
+    assert torch.equal(wide, sdpa(q, q, q))
+    assert torch.equal(learns, sdpa(q.bfloat16(), q.bfloat16(), q.bfloat16()))
+
+
+@pytest.mark.parametrize(
+    ("breaks", "reason"),
+    [
+        (lambda y: 1.1 * y, f"{WHEEL} is wrong here by 10.*%"),
+        (lambda y: y.no_such_thing, f"{WHEEL} does not run here: AttributeError"),
+    ],
+)
+def test_a_flash3_that_fails_its_trial_is_refused_and_auto_goes_on(flash3, breaks, reason, caplog):
+    flash3(WHEEL, attend=breaks)
+
+    with caplog.at_level("INFO"):
+        taken = select_attention("auto", "cpu")
+
+    assert taken is attention.sdpa
+    assert re.search(f"attention: not flash3: .*{reason}", caplog.text)
+    with pytest.raises(CapabilityError, match=reason):
+        select_attention("flash3", "cpu")
+
+
+def test_a_flash3_that_cannot_be_imported_is_refused_with_the_reason(flash3, monkeypatch):
+    flash3(WHEEL)
+    monkeypatch.setitem(sys.modules, WHEEL, None)
+
+    with pytest.raises(CapabilityError, match="fa3_fwd_interface does not run here: ModuleNot"):
+        select_attention("flash3", "cpu")
+
+
+def test_rows_are_told_by_name():
+    told = [name_of(row) for row in (sdpa, attention.sdpa_cudnn_first, test_rows_are_told_by_name)]
+
+    assert told == ["sdpa", "sdpa", "test_rows_are_told_by_name"]
 
 
 def test_auto_skips_a_blocked_row(monkeypatch):

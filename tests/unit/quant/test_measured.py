@@ -119,6 +119,18 @@ def test_a_model_takes_the_measured_row_in_every_linear(tmp_path, monkeypatch):
     assert (tmp_path / measured.FILE).exists()
 
 
+@pytest.mark.parametrize("folder", ["kept", None])
+def test_equal_linears_of_a_model_are_timed_once(folder, timed, tmp_path, monkeypatch):
+    monkeypatch.setattr(multiply, "describe_card", lambda device: CARD)
+    layers = [QuantisedLinear(64, 64, torch.float8_e4m3fn, (64, 1)) for _ in range(3)]
+    wide = QuantisedLinear(64, 128, torch.float8_e4m3fn, (128, 1))
+    cache = tmp_path if folder else None
+
+    multiply.set_matmul(torch.nn.Sequential(*layers, wide), "measured", "cuda", BF16, cache)
+
+    assert len(timed) == 2
+
+
 def test_measuring_is_refused_where_there_is_no_card():
     with pytest.raises(CapabilityError, match="times kernels on a CUDA card and this is cpu; use"):
         measured.fastest(FP8, Card("cpu"), torch.device("cpu"), BF16, None)

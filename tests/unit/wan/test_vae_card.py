@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lightx2v_core.device import Card
-from lightx2v_core.ops import channels
+from lightx2v_core.ops import channels, triton_support
 from lightx2v_core.ops.channels import Between
 from lightx2v_core.wan import vae as vae_module
 from lightx2v_core.wan import vae_card
@@ -31,6 +37,30 @@ def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(vae_card, "blocked_by", lambda card, dtype: None)
     monkeypatch.setattr(vae_module, "select_pass", lambda device: channels.plain)
     return monkeypatch
+
+
+@pytest.fixture
+def faked_triton(monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Puts `row` in the kernel's place, with as much of a triton package as the trial asks for."""
+
+    def put(row: Callable) -> None:
+        monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(TritonError=RuntimeError))
+        kernel = SimpleNamespace(fused=row)
+        monkeypatch.setitem(sys.modules, "lightx2v_core.ops.kernels.channels", kernel)
+
+    return put
+
+
+def no_compiler(*_given: object) -> None:
+    raise subprocess.CalledProcessError(1, ["gcc"])
+
+
+def select_anew() -> channels.Pass:
+    channels.select_pass.cache_clear()
+    try:
+        return channels.select_pass(torch.device("cpu"))
+    finally:
+        channels.select_pass.cache_clear()
 
 
 def clip(frames: int, batch: int = 1) -> Tensor:
@@ -126,31 +156,54 @@ def test_the_way_of_cards_is_taken_on_tensor_cores_in_16_bits(card, dtype, reaso
 
 
 @pytest.mark.parametrize(
-    ("card", "package", "reason"),
+    ("card", "version", "reason"),
     [
-        (HOPPER, object(), None),
-        (HOPPER, None, "triton package is not installed"),
-        (Card("cuda", (7, 5)), object(), "compute capability 8.0 and this is 7.5"),
-        (Card("rocm", (9, 4)), object(), "this is rocm"),
-        (Card("cpu"), object(), "this is cpu"),
+        (HOPPER, None, "the triton package is not installed"),
+        (HOPPER, (3, 1), "it needs Triton 3.2 and this is 3.1"),
+        (Card("cuda", (7, 5)), (3, 6), "it needs compute capability 8.0 and this is 7.5"),
+        (Card("rocm", (9, 4)), (3, 6), "our kernels have not been tried on AMD cards"),
+        (Card("cpu"), (3, 6), "it needs an NVIDIA GPU and this is cpu"),
     ],
 )
-def test_the_kernel_runs_where_triton_does(card, package, reason, monkeypatch):
-    monkeypatch.setattr(channels, "find_spec", lambda name: package)
+def test_the_plain_pass_runs_where_the_kernel_cannot_and_the_log_says_why(
+    card, version, reason, monkeypatch, caplog
+):
+    monkeypatch.setattr(channels, "describe_card", lambda device: card)
+    monkeypatch.setattr(triton_support, "triton_version", lambda: version)
 
-    found = channels.blocked_by(card)
+    with caplog.at_level("INFO"):
+        chosen = select_anew()
 
-    assert (found is None) if reason is None else (reason in found)
+    assert chosen is channels.plain
+    assert f"passes between convolutions: PyTorch ({reason})" in caplog.text
 
 
 def test_a_triton_that_cannot_be_imported_leaves_the_plain_pass(monkeypatch, caplog):
-    monkeypatch.setattr(channels, "blocked_by", lambda card: None)
-    monkeypatch.setitem(__import__("sys").modules, "triton", None)
-    channels.select_pass.cache_clear()
+    def broken():
+        raise ImportError("libcuda.so.1 is missing")
+
+    monkeypatch.setattr(channels, "describe_card", lambda device: HOPPER)
+    monkeypatch.setattr(triton_support, "triton_version", broken)
 
     with caplog.at_level("INFO"):
-        chosen = channels.select_pass(torch.device("cpu"))
+        chosen = select_anew()
 
-    channels.select_pass.cache_clear()
     assert chosen is channels.plain
-    assert "PyTorch (triton cannot be imported" in caplog.text
+    assert "PyTorch (triton cannot be imported: libcuda.so.1 is missing)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (channels.plain, None),
+        (lambda sums, between: between.total.zero_(), r"our kernel is wrong here by .*0\.5% is"),
+        (no_compiler, "our kernel does not run here: CalledProcessError"),
+    ],
+    ids=["right", "wrong", "without a compiler"],
+)
+def test_the_trial_takes_a_right_kernel_alone(row, reason, monkeypatch, faked_triton):
+    faked_triton(row)
+
+    found = channels._trial(torch.device("cpu"))
+
+    assert found is None if reason is None else re.match(reason, found)
