@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from inside import Heard, check, main, node, pack, run, sentence
 
 import comfy.model_management as mm
+import message_checks  # noqa: F401 - registers its checks
 import torch
 from small_models import (
     VARIANTS,
