@@ -15,6 +15,7 @@ from ..lightx2v_core.sampling.loop import SOLVERS
 from ..lightx2v_core.sampling.schedule import describe
 from .checks import check_experts, check_request
 from .denoise import Conditioning, check_flow, run_plan
+from .finish import note_for_files
 from .progress import show_text
 from .schema import (
     ADVANCED,
@@ -85,7 +86,7 @@ class DistillSampler(io.ComfyNode):
                 io.Latent.Output(display_name="latent"),
                 io.String.Output(display_name="plan", tooltip="What was run, step by step."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             **newer(search_aliases=["lightx2v", "4 step", "ksampler", "lightning", "moe sampler"]),
         )
 
@@ -127,9 +128,10 @@ class DistillSampler(io.ComfyNode):
         show_text(text, cls.hidden.unique_id)
         if wanted.dry_run:
             return io.NodeOutput(latent, f"dry run, nothing was sampled\n{text}")
-        result, seconds = run_plan(by_number, positive, negative, latent, plan, seed)
-        text = describe(plan, loras, seconds)
+        result, watch = run_plan(by_number, positive, negative, latent, plan, seed)
+        text = f"{describe(plan, loras, watch.stages)}\n{watch.describe(plan)}"
         show_text(text, cls.hidden.unique_id)
+        note_for_files(cls.hidden.extra_pnginfo, plan=text)
         return io.NodeOutput({**latent, "samples": result}, text)
 
 

@@ -19,6 +19,7 @@ import comfy.utils
 import folder_paths
 import torch
 import node_checks  # noqa: F401 - each registers its checks
+import preview_checks  # noqa: F401
 import text_checks  # noqa: F401
 import tiny_vae_checks  # noqa: F401
 from small_codecs import (
