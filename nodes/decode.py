@@ -22,7 +22,7 @@ from ..lightx2v_core.sizing import Fitted
 from .checks import check_latent, check_vae
 from .finish import Watch, note_for_files
 from .progress import show_text
-from .schema import ADVANCED, ASKED_KEY, newer
+from .schema import ADVANCED, ASKED_KEY, found_by
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class DecodeVideo(io.ComfyNode):
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The frames.")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
-            **newer(search_aliases=["lightx2v", "vae decode", "vae decode tiled"]),
+            **found_by("vae decode", "vae decode tiled"),
         )
 
     @classmethod

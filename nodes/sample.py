@@ -19,7 +19,7 @@ from .finish import note_for_files
 from .progress import show_text
 from .schema import (
     ADVANCED,
-    newer,
+    found_by,
     read_numbers,
     read_overrides,
     schedule_input,
@@ -87,7 +87,7 @@ class DistillSampler(io.ComfyNode):
                 io.String.Output(display_name="plan", tooltip="What was run, step by step."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
-            **newer(search_aliases=["lightx2v", "4 step", "ksampler", "lightning", "moe sampler"]),
+            **found_by("distill", "4 step", "ksampler", "lightning", "moe sampler"),
         )
 
     @classmethod
@@ -245,7 +245,7 @@ class DistillSigmas(io.ComfyNode):
                 ),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas")],
-            **newer(search_aliases=["lightx2v", "scheduler", "4 step"]),
+            **found_by("distill", "scheduler", "4 step"),
         )
 
     @classmethod
