@@ -30,7 +30,7 @@ async function claim(name, work) {
 async function shot(name, clip) {
   if (!asked.shots) return;
   await page.waitForTimeout(400);
-  await page.screenshot({ path: `${asked.shots}/${name}.jpg`, type: 'jpeg', quality: 55, clip });
+  await page.screenshot({ path: `${asked.shots}/${name}.jpg`, type: 'jpeg', quality: 42, clip });
 }
 
 const command = (id) => page.evaluate((id) => window.app.extensionManager.command.execute(id), id);
@@ -152,7 +152,7 @@ for (const name of asked.workflows)
     expect(seen.types.includes(SAMPLER), seen.types);
     expect(!seen.red.length && !seen.overlaps.length, seen);
     await look();
-    await shot(`opened_${name}`);
+    if (name.includes('2.2')) await shot(`opened_${name}`);
   });
 
 await claim('a_changed_prompt_runs_the_demo_with_progress_previews_plan_and_last_line', async () => {
@@ -197,7 +197,7 @@ await claim('the_video_dropped_on_the_canvas_brings_the_graph_back', async () =>
   expect(seen.texts.includes(PROMPT) && seen.types.includes(SAMPLER) && !seen.red.length, seen);
 });
 
-await claim('a_setting_the_model_was_not_trained_for_is_a_warning_on_the_node', async () => {
+await claim('a_setting_the_model_was_not_trained_for_is_a_warning_in_the_plan_on_the_canvas', async () => {
   await openTemplate('t2v_demo');
   await setWidget(SAMPLER, 'schedule', 'steps');
   await setWidget(SAMPLER, 'schedule.steps', 2);
@@ -264,7 +264,7 @@ for (const words of asked.searches)
     await page.keyboard.type(words);
     await page.waitForTimeout(1000);
     const found = await page.evaluate(() => [...document.querySelectorAll('[role=option]')].map((o) => o.innerText.split('\n')[0]));
-    await shot(`search_${words.replaceAll(' ', '_')}`);
+    if (words === asked.searches[0] || words === '4 step') await shot(`search_${words.replaceAll(' ', '_')}`);
     await page.keyboard.press('Escape');
     await page.waitForTimeout(400);
     expect(found.some((name) => name.includes('(LightX2V)')), found);
