@@ -1,4 +1,4 @@
-# make demo | test | check | fix | test-gpu
+# make demo | test | check | fix | test-gpu | test-browser
 # PYTHON=... uses an interpreter of your own, which must already have what it needs.
 # JOBS=n runs the tests in n processes. One test alone: $(PYTHON) -m pytest tests/unit/test_x.py -k y
 ifdef PYTHON
@@ -14,7 +14,7 @@ JOBS = 2
 DEMO_PROMPT = a large blue circle moving right on a dark background
 START_PROMPT = a red circle moving right on a dark background
 
-.PHONY: demo test check fix test-gpu
+.PHONY: demo test check fix test-gpu test-browser
 
 .venv/bin/python:
 	python3 -m venv .venv
@@ -38,10 +38,17 @@ demo: $(RUN_READY)
 
 # loadscope: the groups that tests/conftest.py makes; in order, so that the slow host tests go first.
 test: $(DEV_READY)
-	$(PYTHON) -m pytest -m "not gpu" -n $(JOBS) --dist loadscope --no-loadscope-reorder
+	$(PYTHON) -m pytest -m "not gpu and not browser" -n $(JOBS) --dist loadscope --no-loadscope-reorder
 
 test-gpu: $(DEV_READY)
 	$(PYTHON) -m pytest -m gpu tests/gpu
+
+# ComfyUI's frontend in the system's Chromium; SHOTS=docs/screenshots keeps pictures of it.
+tests/browser/node_modules: tests/browser/package.json
+	npm --prefix tests/browser install --no-audit --no-fund
+
+test-browser: $(DEV_READY) tests/browser/node_modules
+	$(PYTHON) -m pytest -m browser tests/browser
 
 check: $(DEV_READY)
 	$(PYTHON) -m ruff format --check .

@@ -17,6 +17,14 @@ from collections.abc import Iterable
 class LightX2VError(Exception):
     """Every error whose message is meant for the person at the screen."""
 
+    # ComfyUI's frontend puts module and name before the sentence, and its module for a pack is the
+    # path of a folder.
+    __module__ = "lightx2v"
+
+    def __init_subclass__(cls, **keywords: object) -> None:
+        super().__init_subclass__(**keywords)
+        cls.__module__ = "lightx2v"
+
 
 class RequestError(LightX2VError):
     """The request does not fit the model."""

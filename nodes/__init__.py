@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import comfyui_version
@@ -44,12 +45,22 @@ class LightX2VExtension(ComfyExtension):
                 node = getattr(import_module(f".{module}", __package__), name)
                 node.GET_SCHEMA()
             except (ImportError, AttributeError, TypeError, ValueError, KeyError) as error:
-                log.error(
-                    "LightX2V node %s is left out, this ComfyUI does not fit it: %s", name, error
-                )
+                log.error("LightX2V node %s is left out, %s", name, _why(error))
             else:
                 found.append(node)
         return found
+
+
+def _why(error: Exception) -> str:
+    """An import that fails inside the pack is an update of which only a part arrived."""
+    pack = str(__package__).rpartition(".")[0]
+    if isinstance(error, ImportError) and f"{error.name}.".startswith(f"{pack}."):
+        folder = Path(__file__).parents[1]
+        return (
+            f"files of two versions of the pack are mixed ({error.msg.partition(' (')[0]}): delete "
+            f"the folder {folder.name} in custom_nodes, install it again, and restart ComfyUI"
+        )
+    return f"this ComfyUI does not fit it: {error}"
 
 
 def make_extension() -> LightX2VExtension:

@@ -20,8 +20,9 @@ from ..lightx2v_core.media import even_sides as even
 from ..lightx2v_core.memory.codec import save_raw_latent
 from ..lightx2v_core.sizing import Fitted
 from .checks import check_latent, check_vae
+from .finish import Watch, note_for_files
 from .progress import show_text
-from .schema import ADVANCED, ASKED_KEY, newer
+from .schema import ADVANCED, ASKED_KEY, found_by
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +61,8 @@ class DecodeVideo(io.ComfyNode):
                 ),
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The frames.")],
-            hidden=[io.Hidden.unique_id],
-            **newer(search_aliases=["lightx2v", "vae decode", "vae decode tiled"]),
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            **found_by("vae decode", "vae decode tiled"),
         )
 
     @classmethod
@@ -71,15 +72,22 @@ class DecodeVideo(io.ComfyNode):
         check_latent(samples, channels, "this VAE")
         check_vae(vae, channels)
         _check_finite(samples)
+        watch = Watch(mm.vae_device())
         try:
-            frames = _decode(vae, samples, lambda text: show_text(text, cls.hidden.unique_id))
+            with watch.stage():
+                frames, how = _decode(
+                    vae, samples, lambda text: show_text(text, cls.hidden.unique_id)
+                )
         except mm.InterruptProcessingException:
             raise
         except Exception as error:
             raise _with_rescue(error, _keep(samples)) from error
         frames, told = _as_asked(frames, latent.get(ASKED_KEY), even_sides)
-        if told:
-            show_text(told, cls.hidden.unique_id)
+        count, height, width, _ = frames.shape
+        line = f"{count} frames of {width}x{height} in {watch.stages[0]:.1f} s, {how}"
+        line += watch.peak()
+        show_text("\n".join([line, *([told] if told else [])]), cls.hidden.unique_id)
+        note_for_files(cls.hidden.extra_pnginfo, decoded=line)
         return io.NodeOutput(frames)
 
 
@@ -109,7 +117,8 @@ def _check_finite(samples: Tensor) -> None:
         )
 
 
-def _decode(vae: VAE, samples: Tensor, say: Callable[[str], None]) -> Tensor:
+def _decode(vae: VAE, samples: Tensor, say: Callable[[str], None]) -> tuple[Tensor, str]:
+    """The frames, and how they were decoded in the end."""
     tile, overlap = TILE, OVERLAP
     in_time = {"tile_t": TILE_LATENT_FRAMES, "overlap_t": OVERLAP_LATENT_FRAMES}
     cells = {"tile_x": tile // 8, "tile_y": tile // 8, "overlap": overlap // 8}
@@ -123,7 +132,7 @@ def _decode(vae: VAE, samples: Tensor, say: Callable[[str], None]) -> Tensor:
         if number:
             say(f"not enough memory; decoding again: {how}")
         try:
-            return attempt()
+            return attempt(), how
         except (_NoRoomError, mm.OOM_EXCEPTION):
             if number == len(attempts) - 1:
                 raise

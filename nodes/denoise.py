@@ -7,7 +7,6 @@ float32 state of the first, so that two stages equal one bit for bit.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ from ..lightx2v_core.errors import RequestError
 from ..lightx2v_core.memory.plan import cheaper, is_ram_short, with_one_retry
 from ..lightx2v_core.sampling.loop import make_noise, make_rngs, sample
 from ..lightx2v_core.sampling.schedule import stage_names
+from .finish import Watch
 from .patcher import ResidentPatcher
 from .plainly import Plainly
 from .progress import step_callback
@@ -45,8 +45,8 @@ def run_plan(
     latent: dict,
     plan: SamplerPlan,
     seed: int,
-) -> tuple[Tensor, list[float]]:
-    """The latent (raw mean) that `plan` leads to, and the seconds of each stage.
+) -> tuple[Tensor, Watch]:
+    """The latent (raw mean) that `plan` leads to, and what each stage took.
 
     `models` by the number of an expert in the plan. Item i of a batch is that of seed + i alone.
     """
@@ -54,27 +54,27 @@ def run_plan(
     rngs = _rngs(seed, len(samples), latent.get("batch_index"))
     noise = make_noise(tuple(samples.shape), rngs)
     callback = step_callback(models[0], plan.steps)
-    carried = Carried(plan, noise, rngs, [])
-    result, seconds, stages = samples, [], plan.stages()
+    watch = Watch(models[0].load_device)
+    carried = Carried(plan, noise, rngs, [], watch)
+    result, stages = samples, plan.stages()
     for number, (expert, steps) in enumerate(stages):
-        started = time.perf_counter()
         if number:
             _leave_ram(models[stages[number - 1][0]], models[expert])
         guider = _make_guider(models[expert], positive, negative, plan.cfg_at(steps.start))
-        result = guider.sample(
-            noise,
-            samples,
-            comfy.samplers.KSAMPLER(_make_stage(models[expert], guider, steps, carried)),
-            torch.tensor(plan.sigmas[steps.start : steps.stop + 1]),
-            denoise_mask=latent.get("noise_mask"),
-            callback=_count_from(steps.start, plan.steps, callback),
-            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-            seed=seed,
-        )
-        seconds.append(time.perf_counter() - started)
+        with watch.stage():
+            result = guider.sample(
+                noise,
+                samples,
+                comfy.samplers.KSAMPLER(_make_stage(models[expert], guider, steps, carried)),
+                torch.tensor(plan.sigmas[steps.start : steps.stop + 1]),
+                denoise_mask=latent.get("noise_mask"),
+                callback=_count_from(steps.start, plan.steps, callback),
+                disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+                seed=seed,
+            )
         name = stage_names(plan)[expert]
-        log.info("%s: %d steps in %.1f s", name, len(steps), seconds[-1])
-    return result.to(mm.intermediate_device(), _intermediate_dtype()), seconds
+        log.info("%s: %d steps in %.1f s", name, len(steps), watch.stages[-1])
+    return result.to(mm.intermediate_device(), _intermediate_dtype()), watch
 
 
 class Carried(NamedTuple):
@@ -84,6 +84,7 @@ class Carried(NamedTuple):
     noise: Tensor
     rngs: list[Generator]
     state: list[Tensor]
+    watch: Watch
 
 
 def _rngs(seed: int, count: int, batch_index: list[int] | None) -> list[Generator]:
@@ -158,7 +159,7 @@ def _make_stage(
     card; the second time the host's exception passes, so that the host unloads. A broken latent
     costs one more attempt with plain attention and dequantised matmuls.
     """
-    plan, noise, rngs, state = carried
+    plan, noise, rngs, state, watch = carried
     plainly = Plainly(patcher)
 
     def follow(
@@ -199,7 +200,8 @@ def _make_stage(
             x = state.pop().to(x)
         elif plan.sigmas[steps.start] > PURE_NOISE:
             x = noise.to(x)
-        x = sample(denoise, x, plan, rngs, on_step, steps, plainly.rescue())
+        with watch.stepping():
+            x = sample(denoise, x, plan, rngs, on_step, steps, plainly.rescue())
         state.append(x)
         return x
 

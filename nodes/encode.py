@@ -24,7 +24,7 @@ from ..lightx2v_core.sizing import Fitted, fit_size
 from ..lightx2v_core.wan.vae import Z_DIM
 from .checks import check_image_encoder, check_vae
 from .progress import show_text
-from .schema import ADVANCED, ASKED_KEY, fit_input, newer, size_inputs
+from .schema import ADVANCED, ASKED_KEY, fit_input, found_by, size_inputs
 
 Conditioning = list[list]  # [[text states, {key: value}], ...]
 
@@ -85,7 +85,7 @@ class ImageToVideo(io.ComfyNode):
                 io.Latent.Output(display_name="latent"),
             ],
             hidden=[io.Hidden.unique_id],
-            **newer(search_aliases=["lightx2v", "i2v", "wan image to video", "first last frame"]),
+            **found_by("i2v", "wan image to video", "first last frame"),
         )
 
     @classmethod
@@ -140,7 +140,7 @@ class EmptyVideoLatent(io.ComfyNode):
             inputs=[*size_inputs(), fit_input()],
             outputs=[io.Latent.Output(display_name="latent")],
             hidden=[io.Hidden.unique_id],
-            **newer(search_aliases=["lightx2v", "t2v", "empty latent video"]),
+            **found_by("t2v", "empty latent video"),
         )
 
     @classmethod

@@ -11,7 +11,7 @@ from ..lightx2v_core.checkpoint.source import open_checkpoint
 from ..lightx2v_core.report import make_report
 from .files import fingerprint, list_files, resolve
 from .progress import show_text
-from .schema import newer
+from .schema import found_by
 
 FOLDERS = (
     *("diffusion_models", "text_encoders", "vae", "vae_approx", "loras", "clip_vision"),
@@ -47,7 +47,7 @@ class Inspect(io.ComfyNode):
             outputs=[io.String.Output(display_name="report")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
-            **newer(search_aliases=["lightx2v", "model info", "identify"]),
+            **found_by("model info", "identify"),
         )
 
     @classmethod

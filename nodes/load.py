@@ -11,7 +11,7 @@ from .bridge import MEMORY_CHOICES, LoadRequest, load_model
 from .codecs import load_host_clip, load_host_vae
 from .files import fingerprint, list_files, list_vaes, resolve, vae_place
 from .progress import show_text
-from .schema import ADVANCED, newer
+from .schema import ADVANCED, found_by
 
 MODELS, ENCODERS = "diffusion_models", "text_encoders"
 
@@ -67,7 +67,7 @@ class LoadModel(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
-            **newer(search_aliases=["lightx2v", "wan loader", "distill", "unet loader"]),
+            **found_by("distill", "4 step", "unet loader"),
         )
 
     @classmethod
@@ -102,7 +102,7 @@ class LoadTextEncoder(io.ComfyNode):
                 ),
             ],
             outputs=[io.Clip.Output(display_name="clip", tooltip="For CLIP Text Encode.")],
-            **newer(search_aliases=["lightx2v", "umt5", "t5", "clip loader"]),
+            **found_by("umt5", "t5", "clip loader"),
         )
 
     @classmethod
@@ -135,7 +135,7 @@ class LoadVae(io.ComfyNode):
                 ),
             ],
             outputs=[io.Vae.Output(display_name="vae")],
-            **newer(search_aliases=["lightx2v", "wan vae", "tae", "taehv", "lightvae"]),
+            **found_by("wan vae", "tae", "taehv", "lightvae"),
         )
 
     @classmethod

@@ -18,7 +18,7 @@ from ..lightx2v_core.lora.steps import read_strengths
 from .files import fingerprint, list_files, resolve
 from .patcher import ResidentPatcher
 from .progress import show_text
-from .schema import ADVANCED, newer
+from .schema import ADVANCED, found_by
 from .strengths import Strength, sort_own
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class ApplyLora(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
-            **newer(search_aliases=["lightx2v", "lora loader", "distill lora", "lightning"]),
+            **found_by("lora loader", "distill lora", "lightning"),
         )
 
     @classmethod

@@ -19,7 +19,7 @@ from ..lightx2v_core.ops.matmul import MATMUL_CHOICES
 from ..lightx2v_core.quant.quantise import KEEP, LOAD_CHOICES, WRITTEN
 from .bridge import LoadRequest, load_model
 from .progress import show_text
-from .schema import ADVANCED, newer
+from .schema import ADVANCED, found_by
 
 Patcher = comfy.model_patcher.ModelPatcher
 FOLDER = "diffusion_models"  # below the output folder: ComfyUI lists it among its models
@@ -67,7 +67,7 @@ class Quantize(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
-            **newer(search_aliases=["lightx2v", "fp8", "int8", "quantise", "low vram"]),
+            **found_by("fp8", "int8", "quantise", "low vram"),
         )
 
     @classmethod
@@ -107,7 +107,7 @@ class SaveQuantized(io.ComfyNode):
             outputs=[io.String.Output(display_name="path")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
-            **newer(search_aliases=["lightx2v", "save model", "fp8", "int8", "export"]),
+            **found_by("save model", "fp8", "int8", "export"),
         )
 
     @classmethod

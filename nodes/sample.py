@@ -15,10 +15,11 @@ from ..lightx2v_core.sampling.loop import SOLVERS
 from ..lightx2v_core.sampling.schedule import describe
 from .checks import check_experts, check_request
 from .denoise import Conditioning, check_flow, run_plan
+from .finish import note_for_files
 from .progress import show_text
 from .schema import (
     ADVANCED,
-    newer,
+    found_by,
     read_numbers,
     read_overrides,
     schedule_input,
@@ -85,8 +86,8 @@ class DistillSampler(io.ComfyNode):
                 io.Latent.Output(display_name="latent"),
                 io.String.Output(display_name="plan", tooltip="What was run, step by step."),
             ],
-            hidden=[io.Hidden.unique_id],
-            **newer(search_aliases=["lightx2v", "4 step", "ksampler", "lightning", "moe sampler"]),
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            **found_by("distill", "4 step", "ksampler", "lightning", "moe sampler"),
         )
 
     @classmethod
@@ -127,9 +128,10 @@ class DistillSampler(io.ComfyNode):
         show_text(text, cls.hidden.unique_id)
         if wanted.dry_run:
             return io.NodeOutput(latent, f"dry run, nothing was sampled\n{text}")
-        result, seconds = run_plan(by_number, positive, negative, latent, plan, seed)
-        text = describe(plan, loras, seconds)
+        result, watch = run_plan(by_number, positive, negative, latent, plan, seed)
+        text = f"{describe(plan, loras, watch.stages)}\n{watch.describe(plan)}"
         show_text(text, cls.hidden.unique_id)
+        note_for_files(cls.hidden.extra_pnginfo, plan=text)
         return io.NodeOutput({**latent, "samples": result}, text)
 
 
@@ -243,7 +245,7 @@ class DistillSigmas(io.ComfyNode):
                 ),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas")],
-            **newer(search_aliases=["lightx2v", "scheduler", "4 step"]),
+            **found_by("distill", "scheduler", "4 step"),
         )
 
     @classmethod

@@ -24,6 +24,11 @@ def newer(**keywords: object) -> dict[str, object]:
     return {name: value for name, value in keywords.items() if name in known}
 
 
+def found_by(*words: str) -> dict[str, object]:
+    """What people type to find a node, where this ComfyUI's search takes more than names."""
+    return newer(search_aliases=["lightx2v", "wan", *words])
+
+
 def size_inputs() -> list[io.Input]:
     """Width, height and frames, any; `fit_input` says what becomes of those Wan cannot make."""
     return [

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CapabilityError, CheckpointError
 from ..wan.model import BlockInputs, WanBlock
 from .files import Mapped, stamps
 from .ram import pinnable_bytes, trim
@@ -244,9 +244,11 @@ class Residency:
         if index in self._in_place:
             self._in_place[index].check()
         if self._ring is None:
+            self._check_stayed(index)
             return
         streamed = self.streamed
         if index not in streamed:
+            self._check_stayed(index)
             self._ring.fetch_ahead(next((i for i in streamed if i > index), streamed[0]))
             return
         tensors = self._ring.acquire(index)
@@ -254,6 +256,19 @@ class Residency:
         self._borrowed = [slot.tensor for slot in slots]
         for slot, tensor in zip(slots, tensors, strict=True):
             slot.put(tensor)
+
+    def _check_stayed(self, index: int) -> None:
+        """Code that moves a model it does not own would end in an error of PyTorch's about two
+        devices, which names nobody."""
+        slot = next(iter(self._blocks[index]), None)
+        if self.device is None or slot is None or slot.tensor.device.type == self.device.type:
+            return
+        raise CapabilityError(
+            f"the weights of block {index} were put on {self.device.type} and are now on "
+            f"{slot.tensor.device.type}: another add-on has moved them (MultiGPU, block swap or "
+            "offload nodes do); leave this model out of it, its weights are placed and streamed by "
+            "themselves"
+        )
 
     def leave(self, index: int, finished: bool = True) -> None:
         """After block `index`, whatever happened in it: its own tensors are back."""

@@ -20,6 +20,7 @@ import folder_paths
 import torch
 import locale_checks  # noqa: F401
 import node_checks  # noqa: F401 - each registers its checks
+import preview_checks  # noqa: F401
 import text_checks  # noqa: F401
 import tiny_vae_checks  # noqa: F401
 from small_codecs import (

@@ -13,6 +13,7 @@ from inside import Heard, check, main, node, pack, run, sentence
 
 import comfy.model_management as mm
 import attention_checks  # noqa: F401 - registers its checks
+import message_checks  # noqa: F401 - registers its checks
 import torch
 from small_models import (
     VARIANTS,
