@@ -13,10 +13,8 @@ structured numbers, card, torch, commit; or blocked_by, the reason why a row did
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +30,7 @@ from lightx2v_core.wan.config import WanConfig
 from lightx2v_core.wan.model import WanModel
 from lightx2v_core.wan.rope import rotary_table
 
-from .linears import Line, median_seconds
-from .lines import commit
+from .lines import Line, about, add_out, emit, median_seconds, relative_error
 
 TOKENS = (32760, 75600)  # 81 frames of 480x832 and of 720x1280
 HEADS, HEAD_DIM = 40, 128
@@ -51,15 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--heads", type=int, default=HEADS)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="append the lines here too")
+    add_out(parser)
     options = parser.parse_args(arguments)
     device = select_device(options.device)
-    for line in lines_of(device, options.tokens, options.repeats, options.heads):
-        text = json.dumps(line)
-        print(text, flush=True)
-        if options.out:
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(text + "\n")
+    emit(lines_of(device, options.tokens, options.repeats, options.heads), options.out)
     return 0
 
 
@@ -71,9 +63,9 @@ def lines_of(
     for count in tokens:
         shape = {"tokens": count, "heads": heads, "head_dim": HEAD_DIM}
         for line in _attention_lines(device, count, heads, repeats):
-            yield line | shape | _about(device)
+            yield line | shape | about(device)
         for line in _glue_lines(device, count, heads, repeats):
-            yield line | shape | _about(device)
+            yield line | shape | about(device)
 
 
 def _attention_lines(device: torch.device, tokens: int, heads: int, repeats: int) -> Iterator[Line]:
@@ -211,7 +203,7 @@ def error_of(attend: Attend, q: Tensor, k: Tensor, v: Tensor) -> float:
         for h in range(q.shape[1])
     ]
     exact = torch.stack(parts, 1)
-    return _relative(y, exact)
+    return relative_error(y, exact)
 
 
 @torch.inference_mode()
@@ -239,16 +231,7 @@ def forward_error(
             parameter.data.fill_(1.5)
     expected = model(*arguments)
     model.compute_dtype = torch.bfloat16
-    return [_relative(model(*arguments, attend=attend), expected) for attend in attends]
-
-
-def _relative(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).norm() / expected.norm())
-
-
-def _about(device: torch.device) -> Line:
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"card": card, "torch": torch.__version__, "commit": commit()}
+    return [relative_error(model(*arguments, attend=attend), expected) for attend in attends]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -32,8 +31,8 @@ from lightx2v_core.quant.quantise import WRITTEN
 from lightx2v_core.wan.config import WanConfig
 from lightx2v_core.wan.model import BlockInputs, WanBlock, WanModel
 
-from .linears import median_seconds, quantised_linear
-from .lines import commit
+from .linears import quantised_linear
+from .lines import Line, about, add_out, emit, median_seconds, relative_error
 from .random_files import I2V_14B, TINY
 
 BLOCKS = 40
@@ -47,7 +46,6 @@ CLASSES = (
     ("norm", r"norm|Norm"),
     ("other", r""),
 )
-Line = dict[str, object]
 Call = tuple[WanBlock, Tensor, BlockInputs]
 
 
@@ -60,15 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--blocks", type=int, default=BLOCKS, help="of the whole forward; 0: none")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="a small model, to try the script")
-    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="append the lines here too")
+    add_out(parser)
     parser.add_argument("--profile", type=Path, metavar="FILE.txt", help="append the tables here")
     options = parser.parse_args(arguments)
-    for line in run(options):
-        text = json.dumps(line)
-        print(text, flush=True)
-        if options.out:
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(text + "\n")
+    emit(run(options), options.out)
     return 0
 
 
@@ -81,13 +74,7 @@ def run(options: argparse.Namespace) -> Iterator[Line]:
     block, x, shared = block_call(exact, inputs, torch.float32)
     with plain_pytorch():
         expected = block(x, shared)
-    about: Line = {
-        "tokens": x.shape[1],
-        "kernels": describe_kernels(device),
-        "card": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "torch": torch.__version__,
-        "commit": commit(),
-    }
+    facts: Line = {"tokens": x.shape[1], "kernels": describe_kernels(device), **about(device)}
     for scheme in options.schemes:
         model, row = in_scheme(exact, scheme, device)
         model.attend = select_attention(options.attention, device, exact=scheme == "bf16")
@@ -96,7 +83,7 @@ def run(options: argparse.Namespace) -> Iterator[Line]:
         def one(block: WanBlock = block, x: Tensor = x, shared: BlockInputs = shared) -> Tensor:
             return block(x, shared)
 
-        error = float((one() - expected).norm() / expected.norm())
+        error = relative_error(one(), expected)
         line: Line = {
             "case": "block",
             "scheme": scheme,
@@ -110,12 +97,12 @@ def run(options: argparse.Namespace) -> Iterator[Line]:
             if options.profile:
                 with options.profile.open("a", encoding="utf-8") as file:
                     file.write(f"{scheme}\n{table}\n")
-        yield line | about
+        yield line | facts
         if options.blocks:
             many = repeated(model, inputs, options.blocks)
             figures = both(many, device, max(repeats // 2, 1))
             told = {key: line[key] for key in ("scheme", "matmul", "attention")}
-            yield {"case": "forward"} | told | figures | about
+            yield {"case": "forward"} | told | figures | facts
 
 
 def both(work: Callable[[], object], device: torch.device, repeats: int) -> Line:

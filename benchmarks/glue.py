@@ -10,10 +10,8 @@ the plain path, tokens, width, kernels (or why there are none), card, torch, com
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -24,8 +22,8 @@ from lightx2v_core.ops import LayerNorm, glue
 from lightx2v_core.ops.fused import describe_kernels, plain_pytorch
 from lightx2v_core.ops.rows import Form, Rows
 
-from .linears import TOKENS, median_seconds
-from .lines import commit
+from .linears import TOKENS
+from .lines import Line, about, add_out, emit, median_seconds, relative_error
 
 DIM, FFN_DIM = 5120, 13824
 EPS = 1e-6
@@ -34,7 +32,6 @@ FORMS = {
     "fp8": Form(torch.bfloat16, torch.float8_e4m3fn, tokens=False),
     "int8": Form(torch.bfloat16, torch.int8, tokens=False),
 }
-Line = dict[str, object]
 
 
 class Case(NamedTuple):
@@ -53,34 +50,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--widths", type=int, nargs=2, default=(DIM, FFN_DIM))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="append the lines here too")
+    add_out(parser)
     options = parser.parse_args(arguments)
     device = select_device(options.device)
-    for line in run(device, options.tokens, *options.widths, options.repeats):
-        text = json.dumps(line)
-        print(text, flush=True)
-        if options.out:
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(text + "\n")
+    emit(run(device, options.tokens, *options.widths, options.repeats), options.out)
     return 0
 
 
 @torch.inference_mode()
 def run(device: torch.device, tokens: int, dim: int, ffn_dim: int, repeats: int) -> Iterator[Line]:
     """A line for each case."""
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    about: Line = {
-        "kernels": describe_kernels(device),
-        "card": card,
-        "torch": torch.__version__,
-        "commit": commit(),
-    }
+    facts: Line = {"kernels": describe_kernels(device), **about(device)}
     for case in cases(device, tokens, dim, ffn_dim):
         with plain_pytorch():
             expected = _numbers(case.work())
             plain = median_seconds(case.work, device, repeats)
         actual = _numbers(case.work())
-        error = float((actual - expected).norm() / expected.norm())
+        error = relative_error(actual, expected)
         del actual, expected
         seconds = median_seconds(case.work, device, repeats)
         yield {
@@ -93,7 +79,7 @@ def run(device: torch.device, tokens: int, dim: int, ffn_dim: int, repeats: int)
             "relative_error": error,
             "tokens": tokens,
             "width": case.width,
-            **about,
+            **facts,
         }
 
 

@@ -24,7 +24,7 @@ import torch
 from lightx2v_core.assemble import load_transformer
 from lightx2v_core.checkpoint.convert import GGUF_SCHEMES, SCHEMES, quantise_file
 
-from .lines import commit
+from .lines import commit, emit
 from .memory import AnonymousMemory, rss_anon
 from .random_files import I2V_14B, TINY, write_random
 
@@ -44,10 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 path.unlink()
             else:
                 line = measure(plain, folder, scheme)
-            print(json.dumps(line), flush=True)
-            if options.out is not None:
-                with options.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+            emit([line], options.out)
     return 0
 
 

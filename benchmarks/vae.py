@@ -12,7 +12,6 @@ peer_version, peer_seconds and ratio_to_peer. Weights and data are random: neith
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -26,12 +25,10 @@ from lightx2v_core.datatypes import VideoSize
 from lightx2v_core.device import select_device
 from lightx2v_core.wan.vae import VaeConfig, WanVae, denormalise
 
-from .linears import median_seconds
-from .lines import commit
+from .lines import Line, about, add_out, emit, median_seconds
 
 CASES = ("vae_decode", "vae_encode", "vae_encode_padded")
 CHECKED = VideoSize(128, 128, 33)  # the clip that errors are taken of
-Line = dict[str, object]
 Run = Callable[[Tensor], Tensor]
 
 
@@ -52,14 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--latents-per-chunk", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peer", action="append", default=[], metavar="comfyui=PATH|diffusers")
-    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="append the lines here too")
+    add_out(parser)
     options = parser.parse_args(arguments)
-    for line in run(options):
-        text = json.dumps(line)
-        print(text, flush=True)
-        if options.out:
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(text + "\n")
+    emit(run(options), options.out)
     return 0
 
 
@@ -72,8 +64,8 @@ def run(options: argparse.Namespace) -> Iterator[Line]:
     peers = [open_peer(name, exact.state_dict(), config, device, dtype) for name in options.peer]
     errors = dict(_errors(vae, exact))
     del exact
-    about = {"card": card_name(device), "torch": torch.__version__, "commit": commit()}
-    about |= {"dtype": options.dtype, "latents_per_chunk": options.latents_per_chunk}
+    facts: Line = {"dtype": options.dtype, "latents_per_chunk": options.latents_per_chunk}
+    facts |= about(device)
     for text in options.sizes:
         width, height = (int(side) for side in text.split("x"))
         size = VideoSize(width, height, options.frames)
@@ -81,9 +73,9 @@ def run(options: argparse.Namespace) -> Iterator[Line]:
             x = example(case, size, device, dtype)
             line = _measure(case, vae, x, options) | errors[case]
             line |= {"size": [width, height, options.frames]}
-            yield line | about
+            yield line | facts
             for peer in peers:
-                yield line | about | _beside(case, peer, x, line, options.repeats)
+                yield line | facts | _beside(case, peer, x, line, options.repeats)
 
 
 def _measure(case: str, vae: WanVae, x: Tensor, options: argparse.Namespace) -> Line:
@@ -206,10 +198,6 @@ def comfyui_version(path: Path) -> str:
     file = path / "comfyui_version.py"
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     return text.partition('__version__ = "')[2].partition('"')[0] or "unknown"
-
-
-def card_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 if __name__ == "__main__":
