@@ -18,7 +18,7 @@ from lightx2v_core.wan.vae import LATENT_MEAN, LATENT_STD, VaeConfig, WanVae
 from lightx2v_core.wan.vae_layers import AttentionBlock, ResidualBlock, Stream
 
 from .context import Context
-from .files import VAE, save_weights
+from .files import VAE, read_vae, save_weights
 from .fitting import Recipe, fit
 from .judge import judge, psnr
 from .places import TRAVEL_FRAMES, UNIT
@@ -54,9 +54,9 @@ class Roundtrip(nn.Module):
 def train_vae(context: Context, minutes: float) -> None:
     clock = Clock(minutes, reserve=20)
     sizes, device = context.sizes, context.device
-    rng = Generator().manual_seed(context.seed)
-    noise_rng = Generator(device).manual_seed(context.seed)
-    vae = new_vae(sizes, context.seed).to(device)
+    rng = Generator().manual_seed(context.draws)
+    noise_rng = Generator(device).manual_seed(context.draws)
+    vae = first_vae(context).to(device)
     trip = Roundtrip(vae)
 
     def loss_at(fraction: float) -> Tensor:
@@ -87,6 +87,17 @@ def train_vae(context: Context, minutes: float) -> None:
     trained = result.averages[0]
     assert isinstance(trained, WanVae), "the average of a VAE is one"
     finish(context, trained)
+
+
+def first_vae(context: Context) -> WanVae:
+    """An earlier command's, to go on from, else a new one."""
+    if context.source is None or not (context.source / VAE).is_file():
+        return new_vae(context.sizes, context.seed)
+    vae = read_vae(context.source / VAE).train()
+    for module in vae.modules():
+        # New ones are the identity there and stay it.
+        module.requires_grad_(not isinstance(module, AttentionBlock))
+    return vae
 
 
 def new_vae(sizes: Sizes, seed: int) -> WanVae:

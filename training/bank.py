@@ -120,8 +120,8 @@ def fill_bank(context: Context, minutes: float, with_images: bool) -> None:
     """Render and encode until the time is up or the bank is full."""
     clock, sizes = Clock(minutes, reserve=5), context.sizes
     vae = context.load_vae()
-    rng = Generator().manual_seed(context.seed + 1000)
-    rows, words = caption_rows(context), Random(context.seed)
+    rng = Generator().manual_seed(context.draws + 1000)
+    rows, words = caption_rows(context), Random(context.draws)
     latents, pictures, ids = [], [], []
     count = 0
     while count < sizes.bank_clips and not (clock.is_over and count >= sizes.teacher_batch):

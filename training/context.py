@@ -13,6 +13,7 @@ from lightx2v_core.wan.vae import WanVae
 
 from .files import VAE, find, read_vae
 from .progress import Journal
+from .ranks import SEED_STRIDE
 from .sizes import Sizes
 from .world import Scenes, render
 from .worlds import PLAIN, World
@@ -29,8 +30,9 @@ class Context:
     out: Path
     source: Path | None
     device: torch.device
-    seed: int
+    seed: int  # of first weights, and of the draws of a process that trains alone
     journal: Journal
+    rank: int = 0  # among the processes that train one model
     world: World = PLAIN
     cfg: float = 3.0  # guidance of the teacher
     rollout: str = "euler"  # of distribution matching
@@ -38,6 +40,11 @@ class Context:
     compiles: bool | None = None  # the transformer's blocks; None until it was timed
     bank: Bank | None = None
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def draws(self) -> int:
+        """Seed of everything drawn at random in training: another one in each rank."""
+        return self.seed + SEED_STRIDE * self.rank
 
     @property
     def dtype(self) -> torch.dtype:

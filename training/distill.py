@@ -23,6 +23,7 @@ from .dmd import STEPS, Question, Scores, Velocity, critic_loss, roll_out, stude
 from .exam import VALIDATION_SEED, load_judges, make_exam, note_scores, sit_exam
 from .files import STUDENTS, TEACHERS, find, read_transformer, save_weights
 from .progress import Average, Clock, is_finite
+from .ranks import average_gradients, shared
 from .replay import Plain, Replay, forget_gradients, gradients_of
 from .student import chord_loss, walk_paths
 from .text import TextStates, empty_rows, encode_rows
@@ -58,7 +59,7 @@ class Side:
     bad_steps: int = 0
 
     def step(self, exit_step: int) -> Tensor:
-        loss = self.losses[exit_step]()
+        loss = average_gradients(self.parameters, self.losses[exit_step]())
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
         if is_finite(loss + norm):
             self.optimizer.step()
@@ -77,7 +78,7 @@ def train_dmd(context: Context, task: str, minutes: float, recipe: DmdRecipe | N
     paths = walk_paths(context, task, real, text, Clock(minutes * PATH_PART, reserve=1))
     student = load(context, STUDENTS[task], task)
     fake = load(context, TEACHERS[task], task)
-    rng = Generator(context.device).manual_seed(context.seed + 6000)
+    rng = Generator(context.device).manual_seed(context.draws + 6000)
     empty = encode_rows(text, empty_rows(1, context.device, context.world)).expanded(
         context.sizes.dmd_batch
     )
@@ -126,7 +127,7 @@ def alternate(
     picks = Generator().manual_seed(context.seed + 6001)
     keeper.look(average.module)
     looked, step, losses = time.monotonic(), 0, (0.0, 0.0)
-    while step < recipe.critic_per_student or not clock.is_over:
+    while step < recipe.critic_per_student or shared(clock.fraction) < 1:
         exits = torch.randint(STEPS, (2,), generator=picks).tolist()
         of_fake = fake.step(exits[0])
         step += 1

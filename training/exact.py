@@ -33,6 +33,7 @@ from lightx2v_core.presets import demo_path
 
 from .denoising import STUDENT_SIGMAS, path_sigmas
 from .judge import judge
+from .measures import Reference, clip_features
 from .world import Scenes, render, sample_alike, sample_scenes
 from .worlds import COLORS, DIRECTIONS, PLAIN, WORLDS, World
 
@@ -42,6 +43,7 @@ STEPS = 50
 CFG = 4.0
 CAPTION_SHARE = 1 / 64  # of all clips that fit one caption: what the unguided mean knows of it
 CALIBRATION_CLIPS = 4
+REAL_CLIPS = 8  # for each prompt, what samples are held against
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,7 +147,11 @@ def latent_gain(world: World) -> float:
 
 @torch.no_grad()
 def examine(world: World, clips: int, prompts: int, gain: float) -> dict[str, dict[str, float]]:
-    """Scores of every sampler by the judge, on the same prompts and noise; `truth` is clips."""
+    """Scores of every sampler by the judge, on the same prompts and noise; `truth` is clips.
+
+    `sharpness` is that of edges, in percent of the truth's; `frechet` the distance of features
+    to those of other clips of the same captions, of which the truth's own is the floor.
+    """
     rng = Generator().manual_seed(SEED)
     asked = sample_scenes(prompts, rng, world)
     others = ClipSet.of(rows(sample_scenes(clips, rng, world), gain))
@@ -155,24 +161,32 @@ def examine(world: World, clips: int, prompts: int, gain: float) -> dict[str, di
         "base, 4 steps, no cfg": (STUDENT_SIGMAS, 1.0),
     }
     made: dict[str, list[Tensor]] = {name: [] for name in ("truth", *samplers)}
+    real = []
     for row in range(prompts):
         fitting = sample_alike(asked[row : row + 1], clips, rng, world)
         log_share = commonness(fitting, asked[row : row + 1], world)
         known = ClipSet.of(rows(fitting, gain)).within(others, log_share)
         noise = torch.randn(1, known.clips_ND.shape[1], generator=rng)
         made["truth"].append(known.clips_ND[:1])
+        real.append(known.clips_ND[1 : 1 + REAL_CLIPS])
         for name, (sigmas, cfg) in samplers.items():
             made[name].append(euler(noise, known, clips, sigmas, cfg))
-    pixels = {
-        name: (torch.cat(parts) / gain).unflatten(1, (3, FRAMES, SIDE, SIDE))
-        for name, parts in made.items()
-    }
+    pixels = {name: as_clips(parts, gain) for name, parts in made.items()}
+    reference = Reference.of(clip_features(as_clips(real, gain), world))
     edges = pixels["truth"].diff(dim=-1).abs().mean()
     return {
         name: judge(clip, asked, world).scores()
-        | {"sharpness": 100 * float(clip.diff(dim=-1).abs().mean() / edges)}
+        | {
+            "sharpness": 100 * float(clip.diff(dim=-1).abs().mean() / edges),
+            "frechet": reference.distance(clip_features(clip, world)),
+        }
         for name, clip in pixels.items()
     }
+
+
+def as_clips(rows_ND: list[Tensor], gain: float) -> Tensor:
+    """BCFHW."""
+    return (torch.cat(rows_ND) / gain).unflatten(1, (3, FRAMES, SIDE, SIDE))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -190,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gain = latent_gain(world) if options.gain is None else options.gain
     print(f"world {world.name}, gain {gain:.2f}")
     for name, scores in examine(world, options.clips, options.prompts, gain).items():
-        print(f"{name}: " + ", ".join(f"{key} {value:.1f}" for key, value in scores.items()))
+        print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in scores.items()))
     print(f"{time.monotonic() - started:.0f} s")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .muon import Muon
 from .progress import Average, Clock, Journal, cosine, is_finite
+from .ranks import average_gradients, shared, start_equal
 from .replay import forget_gradients
 
 LEAST_STEPS = 2  # even where the time was used up before
@@ -55,22 +56,23 @@ def fit(
 
     A loss that is detached has left its gradients in the parameters already.
     """
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    start_equal(parameters)
     averages = [Average(module, recipe.decay) for module in modules]
     result = Fit([average.module for average in averages])
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     optimizers = make_optimizers(modules, recipe)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     full_rates = [group["lr"] for group in groups]
     saved = noted = time.monotonic()
     noted_step, bad_in_a_row = 0, 0
-    while result.steps < LEAST_STEPS or not clock.is_over:
-        fraction = clock.fraction
+    while (fraction := shared(clock.fraction)) < 1 or result.steps < LEAST_STEPS:
         share = cosine(fraction, result.steps, recipe.warmup)
         for group, rate in zip(groups, full_rates, strict=True):
             group["lr"] = rate * share
         loss = loss_at(fraction)
         if loss.requires_grad:
             loss.backward()
+        loss = average_gradients(parameters, loss)
         norm = nn.utils.clip_grad_norm_(parameters, recipe.clip)
         if is_finite(loss.detach() + norm):
             for optimizer in optimizers:

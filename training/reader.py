@@ -98,7 +98,7 @@ def train_text(context: Context, minutes: float) -> None:
     encoder = new_encoder(sizes, rows.model, rows.size, context.seed).to(context.device)
     torch.manual_seed(context.seed)
     reader = Reader(sizes.text_dim, attributes).to(context.device)
-    rng, words = Generator().manual_seed(context.seed + 6000), Random(context.seed + 6000)
+    rng, words = Generator().manual_seed(context.draws + 6000), Random(context.draws + 6000)
     last: list[float] = []
 
     def loss_at(_fraction: float) -> Tensor:

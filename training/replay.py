@@ -26,7 +26,8 @@ class Replay:
         forget_gradients(parameters)
         self._graph = torch.cuda.CUDAGraph()
         self._graph.register_generator_state(rng)
-        with torch.cuda.graph(self._graph):
+        # Other threads may use the card meanwhile: NCCL's watchdog does.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._loss = loss_of()
             self._loss.backward()
         self._parameters = parameters

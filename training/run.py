@@ -2,8 +2,8 @@
 No stage at all draws the curves of the journal in DIR.
 
 Stages: text, vae, bank, bank-images, t2v, i2v, t2v-student, i2v-student, t2v-dmd, i2v-dmd,
-t2v-lora, experts, package. The bank lives in this process only, so it stands before the stages that
-train transformers. Files of earlier runs are read from --from.
+t2v-lora, distill-lora, experts, package. The bank lives in this process only, so it stands before
+the stages that train transformers. Files of earlier runs are read from --from.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from .bank import fill_bank
 from .context import Context
 from .distill import train_dmd
 from .dmd import ROLLOUTS
-from .experts import train_experts, train_lora
+from .lora_student import train_lora
 from .package import package
 from .progress import Journal, release_memory
+from .ranks import join, leave
 from .reader import train_text
+from .refine import train_distill_lora, train_experts
 from .sizes import DEMO, SMOKE
 from .student import train_student
 from .teacher import train_i2v, train_t2v
@@ -41,6 +43,7 @@ STAGES: dict[str, Stage] = {
     "t2v-dmd": lambda context, minutes: train_dmd(context, "t2v", minutes),
     "i2v-dmd": lambda context, minutes: train_dmd(context, "i2v", minutes),
     "t2v-lora": train_lora,
+    "distill-lora": train_distill_lora,
     "experts": train_experts,
     "package": package,
 }
@@ -49,6 +52,9 @@ STAGES: dict[str, Stage] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     plan = [read_stage(word) for word in options.stages]
+    rank = join()
+    if rank > 0:  # its weights are the first one's; its reports are its own
+        options.out = options.out / f"rank{rank}"
     options.out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     set_kernels(device)
@@ -59,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device=device,
         seed=options.seed,
         journal=Journal(options.out),
+        rank=rank,
         world=WORLDS[options.world],
         cfg=options.cfg,
         rollout=options.rollout,
@@ -70,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         release_memory(device)
         report_memory(context, name)
     context.journal.draw(options.out / "curves.png")
+    leave()
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -54,7 +54,7 @@ def train_student(context: Context, task: str, minutes: float) -> None:
     paths = walk_paths(context, task, denoiser, text, Clock(minutes * PATH_PART, reserve=1))
     student = read_transformer(path, context.sizes, task == "i2v").to(context.device)
     walker = Denoiser(student, context.dtype, context.compiles)
-    rng = Generator(context.device).manual_seed(context.seed + 5000)
+    rng = Generator(context.device).manual_seed(context.draws + 5000)
     picks = Generator().manual_seed(context.seed + 5001)
     parameters, batch = list(student.parameters()), context.sizes.student_batch
     from_path = gradients_of(lambda: chord_loss(walker, paths, batch, False, rng), parameters, rng)
@@ -85,7 +85,7 @@ def walk_paths(
     sizes, bank = context.sizes, bank_of(context)
     if bank.states_NWSE is None:
         bank = context.bank = bank.with_states(text)
-    rng = Generator(context.device).manual_seed(context.seed + 4000)
+    rng = Generator(context.device).manual_seed(context.draws + 4000)
     sigmas = path_sigmas(sizes.teacher_steps)
     quarter = sizes.teacher_steps // 4
     empty = encode_rows(text, empty_rows(1, context.device, context.world)).expanded(
@@ -150,7 +150,11 @@ def chord_loss(
     sigma_B = sigmas[step_B]
     drop = per_clip(sigma_B - sigmas[step_B + 1])
     wanted = (x - paths.states_KNCTHW[step_B + 1, rows].float()) / drop
-    error = walker(x, sigma_B, states, image) - wanted
+    return softened(walker(x, sigma_B, states, image) - wanted)
+
+
+def softened(error: Tensor) -> Tensor:
+    """Mean of errors, squared below SOFTNESS and by size above."""
     return ((error.square() + SOFTNESS**2).sqrt() - SOFTNESS).mean()
 
 

@@ -81,7 +81,7 @@ def _train(context: Context, task: str, minutes: float, model: WanModel, recipe:
         context.sizes.latent_shape[1],
     )
     empty = encode_rows(text, empty_rows(1, context.device, context.world))
-    rng = Generator(context.device).manual_seed(context.seed + seed_of(task))
+    rng = Generator(context.device).manual_seed(context.draws + seed_of(task))
     is_image = task == "i2v"
     context.journal.note(task, parameters=parameters_of(model), batch=batch)
 

@@ -13,7 +13,6 @@ from tests.conftest import fill
 from training.adapters import Adapters, detach
 from training.denoising import STUDENT_SIGMAS, Denoiser, generate
 from training.dmd import Question, Scores, critic_loss, roll_out, student_loss
-from training.experts import step_shares
 from training.large import main
 from training.sizes import SMOKE
 from training.text import TextStates
@@ -134,11 +133,6 @@ def test_new_adapters_change_nothing_and_trained_ones_are_a_lora_file(tmp_path: 
     assert not torch.allclose(read, before, atol=1e-3)
     # The file is float16.
     torch.testing.assert_close(read, trained, atol=5e-3, rtol=5e-3)
-
-
-def test_the_experts_divide_the_steps_at_the_boundary() -> None:
-    assert step_shares("high") == (1.0, 1.0, 0.0, 0.0)
-    assert step_shares("low") == (0.0, 0.0, 1.0, 1.0)
 
 
 def test_two_lora_sets_on_one_base_learn_in_turns(tmp_path: Path) -> None:
