@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from .intervals import LEVEL, SEED, Interval
-from .measures import Reference
+from .measures import Reference, symmetric_root
 from .misuse import warning_of
 from .questions import RealClips
 from .reporting import Made
@@ -41,37 +41,68 @@ class Verdict:
     worse: tuple[str, ...]
 
 
-def compare(row: Row, made: Made, trained: Made, reference: Reference) -> Verdict:
-    def score(picks: torch.Tensor, of: Made) -> float:
-        return 100 * float(of.scores["all"][picks].double().mean())
+@dataclass(frozen=True, slots=True, eq=False)
+class Sums:
+    """What of a row's clips the measures need, prompt by prompt, so that any weights of the P
+    prompts give them at once; float64."""
 
-    def frechet(picks: torch.Tensor, of: Made) -> float:
-        return reference.distance(of.features_PSD[picks].flatten(0, 1))
+    score_P: Tensor  # percent
+    spread_P: Tensor
+    features_PD: Tensor  # sums over the prompt's clips, standardised
+    products_PDD: Tensor
+    seeds: int
 
-    def diversity(picks: torch.Tensor, of: Made) -> float:
-        return reference.spread(of.features_PSD[picks])
+    @classmethod
+    def of(cls, made: Made, reference: Reference) -> Sums:
+        x = reference.standardised(made.features_PSD)
+        spreads = [reference.spread(prompt[None]) for prompt in made.features_PSD]
+        return cls(
+            100 * made.scores["all"].double().mean(dim=1),
+            torch.tensor(spreads, dtype=torch.float64),
+            x.sum(dim=1),
+            torch.einsum("psd,pse->pde", x, x),
+            x.shape[1],
+        )
 
-    prompts = made.features_PSD.shape[0]
-    intervals = [_paired(f, prompts, made, trained) for f in (score, frechet, diversity)]
-    bad = (intervals[0].high < 0, intervals[1].low > 0, intervals[2].high < 0)
-    worse = tuple(name for name, is_bad in zip(MEASURES, bad, strict=True) if is_bad)
-    return Verdict(warning_of(row.name), row.name, made.clips, *intervals, worse)
+    def measures(self, weights_RP: Tensor, reference: Reference) -> Tensor:
+        """R x 3, in the order of MEASURES; each row of weights says how often each prompt counts."""
+        clips = self.seeds * weights_RP.sum(dim=1)
+        means = (weights_RP @ torch.stack((self.score_P, self.spread_P), dim=1)).T
+        score, spread = means / weights_RP.sum(dim=1)
+        mean_RD = weights_RP @ self.features_PD / clips[:, None]
+        second = (weights_RP @ self.products_PDD.flatten(1)).unflatten(
+            1, self.products_PDD.shape[1:]
+        )
+        outer = torch.einsum("rd,re->rde", mean_RD, mean_RD)
+        covariance = (second - clips[:, None, None] * outer) / (clips - 1)[:, None, None]
+        real = torch.cov(reference.real_ND.T)
+        root = symmetric_root(real)
+        mixed = root @ covariance @ root
+        roots = torch.linalg.eigvalsh((mixed + mixed.mT) / 2).clamp_min(0).sqrt().sum(dim=1)
+        traces = covariance.diagonal(dim1=1, dim2=2).sum(dim=1) + real.trace()
+        shift = (mean_RD - reference.real_ND.mean(dim=0)).square().sum(dim=1)
+        frechet = (shift + traces - 2 * roots).clamp_min(0)
+        return torch.stack((score, frechet, spread), dim=1)
 
 
-def _paired(
-    measure: Callable[[torch.Tensor, Made], float], prompts: int, made: Made, trained: Made
-) -> Interval:
+def compare(row: Row, made: Sums, trained: Sums, clips: int, reference: Reference) -> Verdict:
+    prompts = len(made.score_P)
     rng = Generator().manual_seed(SEED)
-    everything = torch.arange(prompts)
-    value = measure(everything, made) - measure(everything, trained)
-    draws = []
-    for _ in range(RESAMPLES):
-        picks = torch.randint(prompts, (prompts,), generator=rng)
-        draws.append(measure(picks, made) - measure(picks, trained))
+    picks = torch.randint(prompts, (RESAMPLES, prompts), generator=rng)
+    drawn = torch.zeros(RESAMPLES, prompts, dtype=torch.float64)
+    drawn.scatter_add_(1, picks, torch.ones_like(picks, dtype=torch.float64))
+    once = torch.ones(1, prompts, dtype=torch.float64)
+    value, draws = (
+        made.measures(weights, reference) - trained.measures(weights, reference)
+        for weights in (once, drawn)
+    )
     tail = (1 - LEVEL) / 2
     bounds = torch.tensor((tail, 1 - tail), dtype=torch.float64)
-    low, high = torch.quantile(torch.tensor(draws, dtype=torch.float64), bounds).tolist()
-    return Interval(value, low, high)
+    columns = torch.cat((value, torch.quantile(draws, bounds, dim=0))).T.tolist()
+    intervals = [Interval(*column) for column in columns]
+    bad = (intervals[0].high < 0, intervals[1].low > 0, intervals[2].high < 0)
+    worse = tuple(name for name, is_bad in zip(MEASURES, bad, strict=True) if is_bad)
+    return Verdict(warning_of(row.name), row.name, clips, *intervals, worse)
 
 
 def write_verdicts(
@@ -79,7 +110,11 @@ def write_verdicts(
 ) -> None:
     """misuse.json and misuse.md."""
     (_, trained), *others = results
-    verdicts = [compare(row, made, trained, real.reference) for row, made in others]
+    sums = Sums.of(trained, real.reference)
+    verdicts = [
+        compare(row, Sums.of(made, real.reference), sums, made.clips, real.reference)
+        for row, made in others
+    ]
     content = {
         "device": device,
         "as_trained": {

@@ -19,6 +19,8 @@ from training.measures import (
     frechet_distance,
     mean_pair_distance,
 )
+from training.reporting import Made
+from training.verdicts import Sums
 from training.world import Scenes, render, sample_scenes
 from training.worlds import PLAIN, WIDE, World
 
@@ -209,3 +211,18 @@ def test_seeds_of_one_prompt_do_not_narrow_the_interval() -> None:
 def test_rows_of_different_prompts_cannot_be_paired() -> None:
     with pytest.raises(ValueError, match=r"\(4, 1\) and \(5, 1\)"):
         paired_interval(torch.zeros(4, 1), torch.zeros(5, 1))
+
+
+def test_weights_of_prompts_give_what_measuring_their_clips_gives() -> None:
+    rng = Generator().manual_seed(11)
+    reference = Reference.of(2 * torch.randn(200, len(FEATURES), generator=rng) + 1)
+    features = torch.randn(12, 3, len(FEATURES), generator=rng)
+    made = Made({"all": torch.rand(12, 3, generator=rng)}, features, None)
+    picks = torch.randint(12, (12,), generator=rng)
+    weights = torch.stack([(picks == prompt).sum() for prompt in range(12)]).double()
+
+    measured = Sums.of(made, reference).measures(weights[None], reference)[0]
+
+    score = 100 * float(made.scores["all"][picks].mean())
+    frechet = reference.distance(features[picks].flatten(0, 1))
+    assert measured.tolist() == pytest.approx([score, frechet, reference.spread(features[picks])])
