@@ -65,7 +65,7 @@ class Sums:
         )
 
     def measures(self, weights_RP: Tensor, reference: Reference) -> Tensor:
-        """R x 3, in the order of MEASURES; each row of weights says how often each prompt counts."""
+        """R x 3, in the order of MEASURES; weights say how often each prompt counts."""
         clips = self.seeds * weights_RP.sum(dim=1)
         means = (weights_RP @ torch.stack((self.score_P, self.spread_P), dim=1)).T
         score, spread = means / weights_RP.sum(dim=1)
