@@ -38,12 +38,14 @@ elif [ "$part" != models ]; then
 fi
 if [ "$part" != base ]; then
     run "$t2v" t2v --from "$work/base" bank:"${BANK_MINUTES:-0.9}" t2v:"${TEACHER_MINUTES:-8}" \
-        t2v-student:"${STUDENT_MINUTES:-2}" t2v-dmd:"${DMD_MINUTES:-4.6}" experts:"${EXPERTS_MINUTES:-1.5}" &
+        t2v-student:"${STUDENT_MINUTES:-2}" t2v-dmd:"${DMD_MINUTES:-4.6}" &
     run "$i2v" i2v --from "$work/base" bank-images:"${BANK_MINUTES:-0.9}" i2v:"${TEACHER_MINUTES:-8}" \
         i2v-student:"${STUDENT_MINUTES:-2}" &
     wait
     cp "$work"/base/demo_*.safetensors "$work"/t2v/*.safetensors "$work"/i2v/*.safetensors "$work/all"
-    "$python" -m training.extract "$work/all/teacher_t2v.safetensors" "$work/all/demo_t2v.safetensors" \
-        "$work/all/demo_distill_lora.safetensors" > "$work/all/extract.txt" 2>&1
+    run "$first" lora --from "$work/all" bank:0.3 distill-lora:"${LORA_MINUTES:-1.3}" &
+    run "${i2v%%,*}" experts --from "$work/all" bank:0.3 experts:"${EXPERTS_MINUTES:-2}" &
     run "$first" all package:0.4
+    wait
+    cp "$work"/lora/*.safetensors "$work"/experts/*.safetensors "$work/all"
 fi
