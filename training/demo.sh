@@ -2,14 +2,15 @@
 # The demo family: training/demo.sh WORK [base|models|all], from the project's root, on several GPUs.
 # `base` trains text encoder and VAE, `models` the two transformers on them and all that comes of
 # them. What is worth keeping is in WORK/all at the end.
-#   T2V_GPUS=0,1 I2V_GPUS=2   several GPUs train one model together
-#   WORLD=wide                 what the clips show
-#   BASE=DIR                   its VAE and text encoder instead of new ones
-#   START=DIR                  its VAE is where the new one begins
+#   VAE_GPUS=0,1 T2V_GPUS=0,1 I2V_GPUS=2   several GPUs train one model together
+#   WORLD=wide                              what the clips show
+#   KEEP=DIR                                its VAE and text encoder instead of new ones
+#   START=DIR                               its VAE is where the new one begins
 set -u
 work=$1 part=${2:-all}
 python=${PYTHON:-python3}
 world=${WORLD:-wide}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
 
 run() { # GPUS FOLDER ARGUMENTS...
     local gpus=$1 out=$work/$2 count
@@ -25,14 +26,15 @@ run() { # GPUS FOLDER ARGUMENTS...
 }
 
 t2v=${T2V_GPUS:-0} i2v=${I2V_GPUS:-1}
-first=${t2v%%,*}
+vae=${VAE_GPUS:-$t2v}
+first=${t2v%%,*} second=${i2v%%,*}
 mkdir -p "$work/base" "$work/all"
 
-if [ -n "${BASE:-}" ]; then
-    cp "$BASE/demo_vae.safetensors" "$BASE/demo_umt5.safetensors" "$work/base"
+if [ -n "${KEEP:-}" ]; then
+    cp "$KEEP/demo_vae.safetensors" "$KEEP/demo_umt5.safetensors" "$work/base"
 elif [ "$part" != models ]; then
-    run "$first" text text:"${TEXT_MINUTES:-0.8}" &
-    run "$first" vae ${START:+--from "$START"} vae:"${VAE_MINUTES:-7.5}" &
+    run "$second" text text:"${TEXT_MINUTES:-0.8}" &
+    run "$vae" vae ${START:+--from "$START"} vae:"${VAE_MINUTES:-7.5}" &
     wait
     cp "$work/vae/demo_vae.safetensors" "$work/text/demo_umt5.safetensors" "$work/base"
 fi
@@ -44,8 +46,8 @@ if [ "$part" != base ]; then
     wait
     cp "$work"/base/demo_*.safetensors "$work"/t2v/*.safetensors "$work"/i2v/*.safetensors "$work/all"
     run "$first" lora --from "$work/all" bank:0.3 distill-lora:"${LORA_MINUTES:-1.3}" &
-    run "${i2v%%,*}" experts --from "$work/all" bank:0.3 experts:"${EXPERTS_MINUTES:-2}" &
-    run "$first" all package:0.4
+    run "$second" experts --from "$work/all" bank:0.3 experts:"${EXPERTS_MINUTES:-2}" &
     wait
     cp "$work"/lora/*.safetensors "$work"/experts/*.safetensors "$work/all"
+    [ "${PACKAGE:-1}" = 0 ] || run "$first" all package:0.4
 fi
