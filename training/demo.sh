@@ -46,7 +46,7 @@ if [ "$part" != base ]; then
     wait
     cp "$work"/base/demo_*.safetensors "$work"/t2v/*.safetensors "$work"/i2v/*.safetensors "$work/all"
     run "$first" lora --from "$work/all" bank:0.3 distill-lora:"${LORA_MINUTES:-1.3}" &
-    run "$second" experts --from "$work/all" bank:0.3 experts:"${EXPERTS_MINUTES:-2}" &
+    run "${EXPERTS_GPU:-$second}" experts --from "$work/all" bank:0.3 experts:"${EXPERTS_MINUTES:-2}" &
     wait
     cp "$work"/lora/*.safetensors "$work"/experts/*.safetensors "$work/all"
     [ "${PACKAGE:-1}" = 0 ] || run "$first" all package:0.4
