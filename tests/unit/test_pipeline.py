@@ -414,7 +414,9 @@ def test_the_command_line_writes_a_video_that_says_how_it_was_made(models, tmp_p
 
     told, metadata = capsys.readouterr().out, read_metadata(output)
     assert code == 0
-    assert told.index("4 steps, euler, CFG off") < told.index("5 frames; prompt")
+    assert "4 steps, euler, CFG off" in told
+    last = re.fullmatch(r"(.+): 5 frames; prompt .* s, .* s; .* s/step", told.splitlines()[-1])
+    assert last[1] == str(output)
     assert (metadata["prompt"], metadata["seed"]) == ("a red circle", 3)
     assert "sigma 1.0000 → 0.9375" in metadata["plan"]
     assert sheet.is_file()
