@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -237,14 +237,18 @@ def load_vae(path: str | Path | Checkpoint, dtype: torch.dtype = torch.float32) 
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
     if is_tiny(names := plain_vae_names(checkpoint.headers)):
         return _load_tiny_vae(checkpoint, names, dtype)
-    with torch.device("meta"):
-        names = official_vae_names(checkpoint.headers, WanVae(VaeConfig()).state_dict())
+    names = official_vae_names(checkpoint.headers, _all_vae_names)
     shapes = {name: checkpoint.headers[stored].shape for name, stored in names.items()}
     config = VaeConfig.from_shapes(shapes, checkpoint.name)
     with torch.device("meta"):
         vae = WanVae(config)
     assign(vae, checkpoint.tensors(names), checkpoint.name, "Wan 2.1 VAE", dtype)
     return vae.to(dtype)
+
+
+def _all_vae_names() -> Iterable[str]:
+    with torch.device("meta"):
+        return WanVae(VaeConfig()).state_dict()
 
 
 def _load_tiny_vae(checkpoint: Checkpoint, names: dict[str, str], dtype: torch.dtype) -> TinyVae:

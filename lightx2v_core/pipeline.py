@@ -52,8 +52,8 @@ from .wan.config import TEXT_LEN, WanConfig
 log = logging.getLogger(__name__)
 
 
-# What the encoded pictures do not depend on.
-NOT_OF_IMAGES = ("prompt", "negative_prompt", "seed", "overrides", "size")
+# What the encoded pictures do not depend on; of `size` and `size_fit` comes the size that is made.
+NOT_OF_IMAGES = ("prompt", "negative_prompt", "seed", "overrides", "size", "size_fit", "strict")
 
 
 def _keep(latent: Tensor, rescue: Path) -> str:

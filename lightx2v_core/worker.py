@@ -148,6 +148,7 @@ class Maker:
         """Make one video. `request` holds prompt, negative_prompt, seed, frames, steps, shape
         (height, width), resize_mode, lora_name, lora_strength, image files; each if asked for."""
         from .configuration.running import request_for
+        from .console import result_lines
         from .media import write_video
         from .sampling.schedule import describe
 
@@ -163,6 +164,8 @@ class Maker:
             "plan": plan,
         }
         write_video(result.frames, output, settings.fps, metadata)
+        for line in result_lines(result, output):
+            log.info("%s", line)
         return {
             "width": size.width,
             "height": size.height,

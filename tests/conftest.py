@@ -18,11 +18,11 @@ from lightx2v_core.wan.model import WanModel
 def group_of(nodeid: str) -> str:
     """What shares something slow: a script or the server in one ComfyUI, elsewhere a file."""
     file, _, rest = nodeid.partition("::")
-    function, _, parameters = rest.partition("[")
+    parameters = rest.partition("[")[2]
     host = re.match(r"(\d+\.[\d.]+)[-\]]", parameters)
     if "tests/host/" not in file or host is None:
         return file
-    return f"{function if 'inside' in file else 'server'} in {host.group(1)}"
+    return f"{'script' if 'inside' in file else 'server'} in {host.group(1)}"
 
 
 @pytest.hookimpl(optionalhook=True)

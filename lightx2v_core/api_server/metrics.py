@@ -21,6 +21,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from .processes import end, finish
+
 SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 STAGES = {
     "text": "lightx2v_run_text_encode_duration",
@@ -140,9 +142,9 @@ class Metrics:
         try:
             text, _ = await asyncio.wait_for(process.communicate(), GPU_PAUSE)
         except TimeoutError:
-            process.kill()
-            await process.wait()
             return
+        finally:
+            await finish(end(process, GPU_PAUSE))
         self.read_gpus(text.decode("ascii", "replace"))
 
     def read_gpus(self, text: str) -> None:

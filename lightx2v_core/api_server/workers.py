@@ -11,12 +11,14 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from ..errors import RequestError
 from ..wire import MAX_LINE, decode, encode
 from .journal import CANCELLED, INTERRUPTED, INTERRUPTED_TEXT, PROCESSING
 from .metrics import Metrics
+from .processes import finish, read_to_end
 from .tasks import Task, Tasks
 
 log = logging.getLogger(__name__)
@@ -79,6 +81,7 @@ class Worker:
         except (RequestError, ValueError) as error:  # ValueError: a line over the limit
             log.error("worker %d: %s", self.process.pid, error)
             self.kill()
+            await read_to_end(self.process.stdout, LAST_SECONDS)
         self.is_alive = False
         try:
             await asyncio.wait_for(self.process.wait(), LAST_SECONDS)
@@ -106,6 +109,18 @@ class Worker:
         self.is_alive = False
         if self.process.returncode is None:
             self.process.kill()
+
+    async def end(self) -> None:
+        """Kill it; the process and the pipe to it are gone when this returns, and the pipe from it
+        when `listen` has returned. In Python 3.11 `wait` may answer while pipes are open, and a
+        child that a worker leaves behind holds them open longer."""
+        assert self.process.stdin is not None
+        self.kill()
+        if not self.process.stdin.is_closing():
+            self.process.stdin.transport.abort()
+        await self.process.wait()
+        with suppress(OSError):
+            await self.process.stdin.wait_closed()
 
 
 class Pool:
@@ -147,8 +162,7 @@ class Pool:
                     failures += 1
             finally:
                 self.ready.discard(worker)
-                worker.kill()
-                await asyncio.gather(listener, worker.process.wait())
+                await finish(asyncio.gather(listener, worker.end()))
             if failures == STARTS and not self._was_ready:
                 self._refuse(f"the worker died {STARTS} times while it loaded; see its messages")
             if self.refusal is None and not self.tasks.is_stopping:
@@ -191,10 +205,11 @@ class Pool:
             finally:
                 canceller.cancel()
                 worker.is_alive = worker.is_alive and answer is not None
-                if not worker.is_alive:
-                    worker.kill()
-                    await worker.process.wait()  # before its files are touched
-                self._settle(task, answer)
+                try:
+                    if not worker.is_alive:
+                        await finish(worker.end())  # before its files are touched
+                finally:
+                    self._settle(task, answer)
 
     async def _follow(self, worker: Worker, task: Task) -> dict[str, object] | None:
         """The last message on a task; None when the worker died of it."""

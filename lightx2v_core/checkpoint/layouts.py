@@ -6,7 +6,7 @@ Works on names alone; reads no file and knows no sizes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 # A tensor every Wan transformer has and no other family does.
 LANDMARK = "head.modulation"
@@ -162,13 +162,16 @@ def plain_vae_names(names: Iterable[str]) -> dict[str, str]:
     return stored
 
 
-def official_vae_names(names: Iterable[str], official: Iterable[str]) -> dict[str, str]:
-    """Official name -> name in the file. `official` are all names a Wan 2.1 VAE has.
+def official_vae_names(
+    names: Iterable[str], official: Callable[[], Iterable[str]]
+) -> dict[str, str]:
+    """Official name -> name in the file. `official` gives all names a Wan 2.1 VAE has; it is asked
+    for diffusers names alone.
 
     Names without a translation keep their own, so that strict loading sees them.
     """
     stored = plain_vae_names(names)
     if VAE_DIFFUSERS_LANDMARK not in stored:
         return stored
-    back = {vae_to_diffusers(name): name for name in official}
+    back = {vae_to_diffusers(name): name for name in official()}
     return {back.get(name, name): value for name, value in stored.items()}

@@ -15,7 +15,8 @@ import pytest
 HERE = Path(__file__).parent
 PACK = HERE.parents[1]
 MARK = "RESULTS "
-SCRIPT_SECONDS = 600
+SCRIPT = "inprocess.py"
+SCRIPT_SECONDS = 900
 
 
 def find_hosts() -> list[Path]:
@@ -67,22 +68,22 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 class Inside:
-    """Runs a script of this folder in a ComfyUI's Python, once for all tests that ask."""
+    """Runs all checks in a ComfyUI's Python, once for all tests that ask."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.results: dict[tuple[Path, str], dict] = {}
+        self.results: dict[Path, dict] = {}
 
-    def run(self, host: Path, script: str) -> dict:
-        if (host, script) not in self.results:
-            self.results[host, script] = self._run(host, script)
-        return self.results[host, script]
+    def run(self, host: Path) -> dict:
+        if host not in self.results:
+            self.results[host] = self._run(host)
+        return self.results[host]
 
-    def _run(self, host: Path, script: str) -> dict:
-        work = self.folder / version_of(host) / script
-        work.mkdir(parents=True)
+    def _run(self, host: Path) -> dict:
+        work = self.folder / version_of(host)
+        work.mkdir()
         done = subprocess.run(
-            [interpreter(host), HERE / script, work],
+            [interpreter(host), HERE / SCRIPT, work],
             cwd=host,
             env={**host_environment(), "COMFYUI_PATH": str(host)},
             capture_output=True,
@@ -92,7 +93,7 @@ class Inside:
         lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
         if not lines:
             pytest.fail(
-                f"{script} did not end in {host}:\n{done.stdout[-1500:]}{done.stderr[-2500:]}"
+                f"{SCRIPT} did not end in {host}:\n{done.stdout[-1500:]}{done.stderr[-2500:]}"
             )
         return json.loads(lines[-1].removeprefix(MARK))
 

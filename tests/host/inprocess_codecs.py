@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -63,11 +65,15 @@ def a_picture_with_grey_frames_encodes_as_with_the_native_vae_without_computing_
     return close(ours, theirs)
 
 
+@cache
+def decoded(load: Callable[[], object]) -> torch.Tensor:
+    """LATENT by the native node and the VAE that `load` gives."""
+    return host_nodes.VAEDecode().decode(load(), LATENT)[0]
+
+
 @check
 def vae_decode_gives_the_pixels_of_the_native_vae() -> str:
-    ours, theirs = (
-        host_nodes.VAEDecode().decode(vae, LATENT)[0] for vae in (our_vae(), native_vae())
-    )
+    ours, theirs = decoded(our_vae), decoded(native_vae)
     assert ours.shape == (9, 64, 64, 3)
     assert float(ours.min()) >= 0.0 and float(ours.max()) <= 1.0
     return close(ours, theirs)
@@ -98,9 +104,9 @@ def tiled_vae_nodes_equal_the_native_vae() -> str:
 
 @check
 def decode_video_equals_vae_decode_on_both_vaes() -> None:
-    for vae in (our_vae(), native_vae()):
-        frames = run("LightX2VDecodeVideo", latent=LATENT, vae=vae)[0]
-        assert torch.equal(frames, host_nodes.VAEDecode().decode(vae, LATENT)[0])
+    for load in (our_vae, native_vae):
+        frames = run("LightX2VDecodeVideo", latent=LATENT, vae=load())[0]
+        assert torch.equal(frames, decoded(load))
 
 
 class Tight:
@@ -181,10 +187,7 @@ def vae_sizes_are_true_and_free_empties_it() -> None:
     assert vae.patcher.model_size() == vae.patcher.loaded_size() == vae.model_size() == size
     mm.unload_all_models()
     assert vae.patcher.loaded_size() == 0
-    assert torch.equal(
-        host_nodes.VAEDecode().decode(vae, LATENT)[0],
-        host_nodes.VAEDecode().decode(our_vae(), LATENT)[0],
-    )
+    assert torch.equal(host_nodes.VAEDecode().decode(vae, LATENT)[0], decoded(our_vae))
 
 
 @check

@@ -78,6 +78,7 @@ CHECKS: list[Callable[[], str | None]] = []
 
 def check(function: Callable[[], str | None]) -> Callable[[], str | None]:
     """Registers a check: it raises AssertionError, or returns what it measured."""
+    assert all(known.__name__ != function.__name__ for known in CHECKS), function.__name__
     CHECKS.append(function)
     return function
 

@@ -23,6 +23,9 @@ from small_codecs import (
 )
 from small_files import write
 
+# As large as shows that two encoders agree.
+STARTS = CLIP_FRAMES[:, :32, :32]
+
 
 @check
 def every_node_has_name_category_description_and_tooltips_where_it_has_widgets() -> str:
@@ -77,14 +80,14 @@ def a_node_that_cannot_be_built_is_named_and_the_others_stay() -> None:
 
 @check
 def wan_image_to_video_on_our_vae_equals_native() -> str:
-    asked = {"width": 64, "height": 64, "length": 9, "batch_size": 1}
+    asked = {"width": 32, "height": 32, "length": 9, "batch_size": 1}
     conds = []
     for vae in (our_vae(), native_vae()):
         out = nodes_wan.WanImageToVideo.execute(
             positive=[[torch.zeros(1, 4, 8), {}]],
             negative=[[torch.zeros(1, 4, 8), {}]],
             vae=vae,
-            start_image=CLIP_FRAMES[:1],
+            start_image=STARTS[:1],
             **asked,
         )
         conds.append(out.args[0][0][1]["concat_latent_image"])
@@ -96,14 +99,14 @@ def ours_and_native_condition(end: torch.Tensor | None = None) -> tuple[dict, di
     ends = {} if end is None else {"end_image": end}
     ours = run(
         "LightX2VImageToVideo",
-        **{"positive": text, "vae": vae, "start_image": CLIP_FRAMES[:1]},
-        **{"width": 64, "height": 64, "frames": 9},
+        **{"positive": text, "vae": vae, "start_image": STARTS[:1]},
+        **{"width": 32, "height": 32, "frames": 9},
         **ends,
     )
     node = nodes_wan.WanImageToVideo if end is None else nodes_wan.WanFirstLastFrameToVideo
     theirs = node.execute(
-        **{"positive": text, "negative": text, "vae": vae, "start_image": CLIP_FRAMES[:1]},
-        **{"width": 64, "height": 64, "length": 9, "batch_size": 1},
+        **{"positive": text, "negative": text, "vae": vae, "start_image": STARTS[:1]},
+        **{"width": 32, "height": 32, "length": 9, "batch_size": 1},
         **ends,
     ).args
     assert ours[2]["samples"].shape == theirs[2]["samples"].shape
@@ -122,7 +125,7 @@ def our_image_to_video_writes_what_native_writes() -> str:
 
 @check
 def our_first_and_last_frame_is_what_native_writes() -> str:
-    ours, theirs = ours_and_native_condition(CLIP_FRAMES[-1:])
+    ours, theirs = ours_and_native_condition(STARTS[-1:])
     assert torch.equal(ours["concat_mask"], theirs["concat_mask"])
     return close(ours["concat_latent_image"], theirs["concat_latent_image"])
 
@@ -132,7 +135,7 @@ def several_start_images_are_the_first_frames() -> None:
     out = run(
         "LightX2VImageToVideo",
         **{"positive": [[torch.zeros(1, 4, 8), {}]], "vae": our_vae()},
-        **{"start_image": CLIP_FRAMES[:5], "width": 64, "height": 64, "frames": 9},
+        **{"start_image": STARTS[:5], "width": 32, "height": 32, "frames": 9},
     )
     mask = out[0][0][1]["concat_mask"]
     assert not mask[:, :, :2].any() and mask[:, :, 2].all()

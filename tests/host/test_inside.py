@@ -31,27 +31,19 @@ def expect(result: dict) -> None:
 
 @pytest.mark.parametrize("claim", checks("inprocess_model.py"))
 def test_our_model_and_native_nodes(host, inside, claim):
-    result = inside.run(host, "inprocess_model.py")[claim]
-
-    expect(result)
+    expect(inside.run(host)[claim])
 
 
 @pytest.mark.parametrize("claim", checks("inprocess_memory.py"))
 def test_our_patcher_lora_and_memory(host, inside, claim):
-    result = inside.run(host, "inprocess_memory.py")[claim]
-
-    expect(result)
+    expect(inside.run(host)[claim])
 
 
 @pytest.mark.parametrize("claim", checks("inprocess_codecs.py"))
 def test_our_vae_clip_and_nodes(host, inside, claim):
-    result = inside.run(host, "inprocess_codecs.py")[claim]
-
-    expect(result)
+    expect(inside.run(host)[claim])
 
 
 @pytest.mark.parametrize("claim", checks("inprocess_settings.py"))
 def test_settings_guards_and_what_others_patch(host, inside, claim):
-    result = inside.run(host, "inprocess_settings.py")[claim]
-
-    expect(result)
+    expect(inside.run(host)[claim])

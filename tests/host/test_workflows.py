@@ -23,13 +23,13 @@ DRAWN_WIDGETS = {"PreviewAny"}  # widgets that only the frontend knows
 CONVERT = """
 import json, sys
 from comfy_cli.workflow_to_api import convert_ui_to_api
-graph, info = (json.load(open(path)) for path in sys.argv[1:3])
-print(json.dumps(convert_ui_to_api(graph, info)))
+info, *graphs = (json.load(open(path)) for path in sys.argv[1:])
+print(json.dumps([convert_ui_to_api(graph, info) for graph in graphs]))
 """
 
 
-@pytest.fixture
-def object_info(server, tmp_path) -> Path:
+@pytest.fixture(scope="session")
+def object_info(server, tmp_path_factory) -> Path:
     """/object_info of a server that has (empty) files under all names the workflows use."""
     for name in OTHERS:
         for node in json.loads((FOLDER / f"{name}.json").read_text("utf-8"))["nodes"]:
@@ -40,7 +40,7 @@ def object_info(server, tmp_path) -> Path:
     picture = server.folder / "input/example.png"
     if not picture.exists():
         write_picture(picture)
-    path = tmp_path / "object_info.json"
+    path = tmp_path_factory.mktemp("info") / "object_info.json"
     path.write_bytes(server.get("/object_info"))
     return path
 
@@ -51,9 +51,17 @@ def write_picture(path: Path) -> None:
     Image.new("RGB", (64, 48), (200, 40, 40)).save(path)
 
 
-def convert(server, name: str, object_info: Path) -> dict:
+@pytest.fixture(scope="session")
+def prompts(server, object_info) -> dict[str, dict]:
+    """Every workflow in API form, by name."""
     done = subprocess.run(
-        [server.python, "-c", CONVERT, FOLDER / f"{name}.json", object_info],
+        [
+            server.python,
+            "-c",
+            CONVERT,
+            object_info,
+            *(FOLDER / f"{name}.json" for name in WORKFLOWS),
+        ],
         capture_output=True,
         text=True,
         timeout=120,
@@ -61,7 +69,7 @@ def convert(server, name: str, object_info: Path) -> dict:
     if "No module named 'comfy_cli'" in done.stderr:
         pytest.skip("comfy-cli is not installed in this ComfyUI's environment")
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return dict(zip(WORKFLOWS, json.loads(done.stdout), strict=True))
 
 
 def widget_count(about: dict, values: list) -> int:
@@ -106,12 +114,8 @@ def test_every_node_exists_with_as_many_widget_values_as_its_schema(server, obje
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_workflow_for_large_models_validates_and_stops_at_the_empty_file(
-    server, object_info, name
-):
-    prompt = convert(server, name, object_info)
-
-    run = server.run(prompt)  # a prompt that does not validate fails in here
+def test_a_workflow_for_large_models_validates_and_stops_at_the_empty_file(server, prompts, name):
+    run = server.run(prompts[name])  # a prompt that does not validate fails in here
 
     assert run.end == "execution_error"
     failed = run.data("execution_error")[0]
@@ -119,12 +123,11 @@ def test_a_workflow_for_large_models_validates_and_stops_at_the_empty_file(
 
 
 @pytest.mark.parametrize("name", DEMO)
-def test_a_demo_workflow_runs_to_a_video(server, object_info, name):
+def test_a_demo_workflow_runs_to_a_video(server, prompts, name):
     if not list(DEMO_FILES.glob("*.safetensors")):
         pytest.skip("the demo model is not in lightx2v_core/demo")
-    prompt = convert(server, name, object_info)
 
-    run = server.run(prompt)
+    run = server.run(prompts[name])
 
     assert run.end == "execution_success", run.events[-1]
     (saved,) = [out["images"][0] for out in run.outputs.values() if "images" in out]

@@ -18,7 +18,7 @@ ORDER = [
     *("checkpoint", "lora", "memory", "parallel", "sampling", "media"),
     *("presets", "envelope", "plainly", "report", "conditioning", "request"),
     *("assemble", "adapters", "turns", "bench", "pipeline", "configuration"),
-    *("wire", "api_server", "worker", "console", "infer", "options", "cli", "__main__"),
+    *("wire", "api_server", "console", "worker", "infer", "options", "cli", "__main__"),
 ]
 SOURCES = sorted(p for p in CORE.rglob("*.py") if p != CORE / "__init__.py")
 KERNELS = CORE / "ops" / "kernels"  # imported where Triton is there, and only there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,9 @@ from tests.unit.configuration.test_settings import write_lora
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.sh"))
 SMALL_SIZE = ["--target_shape", "32", "32", "--num_frames", "5"]
+LAST_LINE = re.compile(
+    r"(.+): 5 frames; prompt .* s, .*sampling .* s, decode .* s; .* s/step(, peak .* GB)?"
+)
 LORAS = {
     "t2v": "wan2.1_t2v_14b_lora_rank64_lightx2v_4step.safetensors",
     "i2v": "wan2.1_i2v_lora_rank64_lightx2v_4step.safetensors",
@@ -61,6 +65,7 @@ def test_each_documented_command_makes_its_video(models, tmp_path, capsys, task,
     said = capsys.readouterr().out
     assert code == 0
     assert "1000.0, 937.5, 833.3, 625.0" in said
+    assert LAST_LINE.fullmatch(said.splitlines()[-1])[1] == str(output)
     assert (LORAS[task] in said) == bool(ending)
     facts = read_metadata(output)
     assert (facts["seed"], facts["prompt"]) == (42, "a red circle moving right")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from lightx2v_core import assemble
 from lightx2v_core.assemble import find_parts, load_text_encoder, load_vae
 from lightx2v_core.checkpoint.layouts import vae_to_diffusers
 from lightx2v_core.cli import main
+from lightx2v_core.conditioning import fit_image
 from lightx2v_core.datatypes import VideoSize
 from lightx2v_core.errors import CapabilityError, CheckpointError, RequestError
 from lightx2v_core.lora.read import read_lora
@@ -95,17 +98,23 @@ def test_a_seed_repeats_and_another_differs(t2v):
     assert not torch.equal(first, other)
 
 
-def test_a_second_prompt_encodes_text_alone_and_the_same_request_nothing(models):
+@pytest.fixture
+def encoded(models: Path) -> Callable[..., set[str]]:
+    """Which encoders one request after the other runs."""
     pipeline = Pipeline(find_parts(str(models / "a14b"), "i2v"), CPU)
     counted = []
     for name, part in (("text", pipeline.text.transformer), ("vae", pipeline.vae.conv1)):
         part.register_forward_hook(lambda *_, name=name: counted.append(name))
 
-    def encoded(**changes: object) -> set[str]:
+    def run(**changes: object) -> set[str]:
         counted.clear()
         pipeline.generate(request(**changes))
         return set(counted)
 
+    return run
+
+
+def test_a_second_prompt_encodes_text_alone_and_the_same_request_nothing(encoded):
     image = torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(0)) * 2 - 1
     first = encoded(image=image)
 
@@ -114,6 +123,29 @@ def test_a_second_prompt_encodes_text_alone_and_the_same_request_nothing(models)
     assert encoded(image=image, prompt="a blue one") == {"text"}
     assert encoded(image=-image, prompt="a blue one") == {"vae"}
     assert encoded(image=image, prompt="a blue one", size=VideoSize(48, 16, 5)) == {"vae"}
+
+
+def test_pictures_are_encoded_again_for_what_changes_them_and_for_nothing_else(
+    encoded, monkeypatch
+):
+    monkeypatch.setattr("lightx2v_core.pipeline.find_warnings", lambda *_: ())  # of the small size
+    image = torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    others = {
+        **{"prompt": "a blue one", "negative_prompt": "blur", "seed": 9, "strict": True},
+        **{"overrides": Overrides(steps=3), "size_fit": "crop"},
+    }
+    of_images = {
+        **{"image": -image, "last_image": image, "size": VideoSize(48, 16, 5)},
+        **{"fit": partial(fit_image, how="pad"), "motion": 1.1},
+    }
+    assert {*others, *of_images} == {field.name for field in fields(GenerateRequest)}
+    asked = {"image": image, "overrides": Overrides(steps=2)}
+    encoded(**asked)
+
+    assert "vae" not in encoded(**asked | others)
+    for name, value in of_images.items():
+        asked[name] = value
+        assert "vae" in encoded(**asked), name
 
 
 def test_guidance_of_one_calls_the_model_once_a_step_and_more_twice(t2v):
@@ -382,7 +414,9 @@ def test_the_command_line_writes_a_video_that_says_how_it_was_made(models, tmp_p
 
     told, metadata = capsys.readouterr().out, read_metadata(output)
     assert code == 0
-    assert told.index("4 steps, euler, CFG off") < told.index("5 frames; prompt")
+    assert "4 steps, euler, CFG off" in told
+    last = re.fullmatch(r"(.+): 5 frames; prompt .* s, .* s; .* s/step", told.splitlines()[-1])
+    assert last[1] == str(output)
     assert (metadata["prompt"], metadata["seed"]) == ("a red circle", 3)
     assert "sigma 1.0000 → 0.9375" in metadata["plan"]
     assert sheet.is_file()

@@ -12,8 +12,8 @@ INSIDE = "tests/host/test_inside.py::test_our_vae_clip_and_nodes"
 @pytest.mark.parametrize(
     ("nodeid", "group"),
     [
-        (f"{INSIDE}[0.18.1-inspect]", "test_our_vae_clip_and_nodes in 0.18.1"),
-        (f"{INSIDE}[0.8.0-inspect]", "test_our_vae_clip_and_nodes in 0.8.0"),
+        (f"{INSIDE}[0.18.1-inspect]", "script in 0.18.1"),
+        (f"{INSIDE}[0.8.0-inspect]", "script in 0.8.0"),
         ("tests/host/test_server.py::test_an_interrupt[0.8.0]", "server in 0.8.0"),
         ("tests/host/test_workflows.py::test_demo[0.8.0-i2v_demo]", "server in 0.8.0"),
         (

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import http.client
 import io
 import json
+import os
 import sys
 import threading
 import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
@@ -117,11 +122,43 @@ class Running:
             time.sleep(0.01)
         return status
 
+    def a_worker(self):
+        """One that is ready, which has ten seconds to come."""
+        wait_until(lambda: self.server.pool.ready)
+        return next(iter(self.server.pool.ready))
+
     def made(self, **body):
         """Post a request and wait for its end."""
         status, reply = self.post(body)
         assert status == 200, reply
         return self.until(reply["task_id"], "completed", "failed", "cancelled")
+
+
+def wait_until(is_so: Callable[[], object], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)
+
+
+def open_pipes() -> set[str]:
+    """Names of the pipes this process holds an end of."""
+    names = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the listing's own
+            names.add(os.readlink(f"/proc/self/fd/{fd}"))
+    return {name for name in names if name.startswith("pipe:")}
+
+
+def left_open(use: Callable[[], object]) -> list[str]:
+    """Pipes that `use` left open, and what the garbage collector then warns of."""
+    before = open_pipes()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", ResourceWarning)
+        use()
+        left = open_pipes() - before
+        gc.collect()
+    return [*left, *(str(warning.message) for warning in seen)]
 
 
 def png(width=8, height=8):

@@ -26,6 +26,7 @@ CONFIGURATION = {
     "enable_cfg": False,
     "denoising_step_list": [1000, 750, 500, 250],
 }
+LAST_LINES = re.compile(r"^worker \d+: (.*): 5 frames; prompt .* s/step", re.MULTILINE)
 PROMPT = "a large red circle moving right on a dark background"
 
 
@@ -85,3 +86,4 @@ def test_the_demo_is_made_cancelled_between_blocks_and_finished_on_sigterm(tmp_p
     assert len(re.findall("worker .* computing in", log.read_text())) <= 2, "it was loaded once"
     videos = list((tmp_path / "results" / "outputs").iterdir())
     assert sorted(read_metadata(video)["seed"] for video in videos) == [7, 8]
+    assert sorted(LAST_LINES.findall(log.read_text())) == sorted(map(str, videos))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from lightx2v_core.api_server.metrics import Metrics
 from lightx2v_core.api_server.workers import environments
 from lightx2v_core.errors import CapabilityError, RequestError
 from lightx2v_core.wire import MAX_LINE, decode, encode
-from tests.unit.service.running import FAKE, Running
+from tests.unit.service.running import FAKE, Running, left_open, wait_until
 
 WITH_CORE = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
 
@@ -36,11 +38,11 @@ def test_a_worker_that_does_not_listen_to_a_cancel_is_killed_and_replaced(tmp_pa
     with Running(tmp_path) as service:
         deaf = service.post({"prompt": "deaf"})[1]["task_id"]
         service.until(deaf, "processing")
-        pid = next(iter(service.server.pool.ready)).process.pid
+        pid = service.a_worker().process.pid
 
         service.delete(f"/v1/tasks/{deaf}")
         after = service.made(prompt="a")
-        new = next(iter(service.server.pool.ready)).process.pid
+        new = service.a_worker().process.pid
 
         assert service.status(deaf)["status"] == "cancelled"
         assert after["status"] == "completed" and new != pid
@@ -49,7 +51,7 @@ def test_a_worker_that_does_not_listen_to_a_cancel_is_killed_and_replaced(tmp_pa
 def test_an_idle_worker_that_dies_is_replaced(tmp_path):
     with Running(tmp_path) as service:
         service.made(prompt="a")
-        next(iter(service.server.pool.ready)).process.kill()
+        service.a_worker().process.kill()
 
         assert service.made(prompt="a")["status"] == "completed"
 
@@ -110,7 +112,7 @@ def test_a_stop_marks_what_does_not_end_in_time_and_leaves_no_process(tmp_path):
     with Running(tmp_path, stop_seconds=0.1) as service:
         name = service.post({"prompt": "deaf"})[1]["task_id"]
         service.until(name, "processing")
-        process = next(iter(service.server.pool.ready)).process
+        process = service.a_worker().process
 
     with Running(tmp_path) as service:
         assert service.status(name)["error_type"] == "Interrupted"
@@ -145,6 +147,78 @@ def test_the_oldest_results_make_room(tmp_path):
 
         assert list(service.get("/v1/tasks/")[1]) == names[2:]
         assert len(list((tmp_path / "outputs").iterdir())) == 2
+
+
+# A worker whose child holds both pipes a while longer than the worker lives.
+HOLDING = f"""
+import os, runpy, subprocess, sys
+outlive = f"while kill -0 {{os.getpid()}}; do sleep 0.02; done 2>/dev/null; sleep 0.1"
+subprocess.Popen(["sh", "-c", outlive])
+print("garbage", flush=True) if "--garbage" in sys.argv else None
+sys.argv[0] = {FAKE[1]!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def say_garbage(service):
+    wait_until(lambda: b"worker_restarts_total 1.0" in service.server.pool.metrics.text())
+
+
+def kill_it(service):
+    service.a_worker().process.kill()
+
+
+def let_it_die(service):
+    service.made(prompt="die")
+
+
+def let_it_end(service):
+    service.made(prompt="a")
+
+
+def let_it_wait(service):
+    service.a_worker()
+
+
+def stop_at_once(service):
+    pass
+
+
+@pytest.mark.parametrize(
+    "act", [say_garbage, kill_it, let_it_die, let_it_end, let_it_wait, stop_at_once]
+)
+def test_a_service_leaves_no_pipe_open_whatever_becomes_of_its_worker(tmp_path, act):
+    arguments = ("--garbage",) if act is say_garbage else ()
+    command = (sys.executable, "-c", HOLDING, *arguments)
+
+    def use():
+        with Running(tmp_path, command=command) as service:
+            act(service)
+
+    assert left_open(use) == []
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False], ids=["cancelled", "late"])
+def test_a_question_to_nvidia_smi_that_is_not_answered_leaves_nothing_open(
+    tmp_path, monkeypatch, is_cancelled
+):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 0, 1, 2, 3\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("lightx2v_core.api_server.metrics.GPU_PAUSE", 0.2)
+
+    async def ask():
+        seconds = 0.1 if is_cancelled else 10
+        await asyncio.wait_for(Metrics().see_gpus(), seconds)
+
+    def use():
+        try:
+            asyncio.run(ask())
+        except TimeoutError:
+            assert is_cancelled
+
+    assert left_open(use) == []
 
 
 def test_a_worker_ends_when_nobody_is_left_to_answer_to():
