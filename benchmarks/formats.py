@@ -2,7 +2,8 @@
 
     python -m benchmarks.formats --out benchmarks/results/formats.jsonl --ggml libggml-base.so
 
-For each format a file is made from the full-precision demo, and compared with it: the velocity at
+For each format a file is made from the demo in float16 (`--source`, or the shipped file with its
+codes multiplied out) and compared with it: the velocity at
 one noise level, the effect of a LoRA of random pairs on every linear of the blocks, and the judge's
 score of four-step clips, paired (same prompts, same noise; `--prompts 0` does not ask it). Appends
 one JSON line for each format and writes the table of all lines in OUT beside it (`.md`), the last
@@ -37,6 +38,7 @@ from lightx2v_core.quant.linear import DequantisedLinear
 from lightx2v_core.sampling.loop import make_noise, sample
 from lightx2v_core.wan.model import WanModel
 from training.captions import plain_prompt, stories
+from training.files import plain_file
 from training.intervals import paired_interval
 from training.judge import judge
 from training.measures import clip_scores
@@ -60,11 +62,11 @@ class Exam:
 
     folder: Path
     prompts: int
+    source: Path  # in 16 bits
     probe_BCTHW: Tensor = field(init=False)
     known: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.source = self.folder / DEMO_FILES["t2v"]
         info = detect(open_checkpoint(self.source))
         preset = preset_for(info)
         self.plan, self.shape = make_plan(preset), preset.size.latent_shape()
@@ -120,9 +122,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SystemExit(f"no format is called {', '.join(unknown)}; there are {', '.join(rows)}")
     chosen = options.schemes or list(rows)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    exam = Exam(options.folder, options.prompts)
     about: Line = {"prompts": options.prompts, "torch": torch.__version__, "commit": commit()}
     with tempfile.TemporaryDirectory(prefix="lightx2v-") as folder:
+        shipped = options.source or options.folder / DEMO_FILES["t2v"]
+        exam = Exam(options.folder, options.prompts, plain_file(shipped, Path(folder)))
         reference = refer(exam, Path(folder))
         for number, name in enumerate(chosen, start=1):
             started = time.perf_counter()
@@ -144,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--folder", type=Path, default=DEMO_FOLDER, help="the demo family")
+    parser.add_argument("--source", type=Path, metavar="FILE", help="in place of its demo_t2v")
     parser.add_argument("--schemes", nargs="+", metavar="FORMAT", help="these rows alone")
     parser.add_argument("--ggml", type=Path, metavar="libggml-base.so", help="for K and IQ types")
     parser.add_argument("--threads", type=int, default=1)

@@ -1,0 +1,266 @@
+"""The family as it is shipped, from a folder of what training wrote.
+
+    python -m training.ship --from DIR                     files into lightx2v_core/demo
+    python -m training.ship --from DIR --videos            and the stored videos of the bases
+    python -m training.ship --from DIR --judge 48          and what the judge says of the 8-bit forms
+
+DIR holds teacher_t2v, demo_t2v, demo_i2v, demo_distill_lora, demo_high_noise_lora,
+demo_low_noise_lora, demo_vae and demo_umt5. Transformers and text encoder go through the product's
+own `quantize`; LoRAs and VAE keep their numbers. Every file is loaded by the product before the
+old ones are replaced; all together may have LIMIT_BYTES. Sizes go to metrics.json beside them,
+with the scores that the stage `package` left in DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import chdir
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from lightx2v_core.assemble import load_text_encoder, load_transformer, load_vae
+from lightx2v_core.checkpoint.convert import quantise_file
+from lightx2v_core.checkpoint.detect import detect
+from lightx2v_core.checkpoint.source import open_checkpoint
+from lightx2v_core.cli import main as product
+from lightx2v_core.lora.apply import apply_loras
+from lightx2v_core.lora.read import read_lora
+from lightx2v_core.presets import DEMO_FILES, DEMO_FOLDER, preset_for
+from lightx2v_core.quant.quantise import WRITTEN
+
+from .files import FAMILIES, TEACHERS, TITLES
+from .package import LIMIT_BYTES
+from .samplers import DISTILL_LORA
+from .worlds import PLAIN, WORLDS
+
+PLAIN_FORM = "fp16"  # in place of a scheme: as it is
+MAKEFILE = Path(__file__).parents[1] / "Makefile"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of the family: what training may call it, and what its metadata are to say."""
+
+    names: tuple[str, ...]
+    title: str
+    release: str = "demo"
+    task: str | None = None
+    expert: str | None = None
+    packed: bool = False  # its linears become 8-bit codes
+
+    def metadata(self) -> dict[str, str]:
+        said = {
+            "modelspec.title": self.title,
+            "modelspec.license": "Apache-2.0",
+            "lightx2v.release": self.release,
+        }
+        if self.task:
+            said |= {"lightx2v.task": self.task, "lightx2v.family": FAMILIES[self.task]}
+        return said | ({"lightx2v.expert": self.expert} if self.expert else {})
+
+
+# By the keys of DEMO_FILES.
+PARTS = {
+    "t2v": Part((DEMO_FILES["t2v"],), TITLES["demo_t2v"], task="t2v", packed=True),
+    "i2v": Part((DEMO_FILES["i2v"],), TITLES["demo_i2v"], task="i2v", packed=True),
+    "vae": Part((DEMO_FILES["vae"],), TITLES["demo_vae"]),
+    "text": Part((DEMO_FILES["text"],), TITLES["demo_umt5"], packed=True),
+    "base": Part(
+        (TEACHERS["t2v"], "base_t2v.safetensors"),
+        "LightX2V demo text-to-video base, 50 steps",
+        release="demo-base",
+        task="t2v",
+        packed=True,
+    ),
+    "lora": Part(
+        (DISTILL_LORA, DEMO_FILES["lora"]),
+        "LightX2V demo text-to-video distillation LoRA, 4 steps",
+        task="t2v",
+    ),
+    **{
+        side: Part(
+            (DEMO_FILES[side],),
+            f"LightX2V demo text-to-video {side}-noise expert, a LoRA on the base, 4 steps",
+            task="t2v",
+            expert=side,
+        )
+        for side in ("high", "low")
+    },
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
+    sources = find_all(options.source, options.lora)
+    options.to.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="lightx2v-ship-", dir=options.to) as place:
+        folder = Path(place)
+        for key, source in sources.items():
+            write_part(PARTS[key], source, folder / DEMO_FILES[key], options)
+        check_files(folder)
+        sizes = {name: (folder / name).stat().st_size for name in DEMO_FILES.values()}
+        check_sizes(sizes)
+        for name in sizes:
+            (folder / name).replace(options.to / name)
+    write_metrics(options, sizes)
+    print(table_of_files(options.to, sizes))
+    if options.videos:
+        make_videos(options.source, options.to)
+    if options.judge:
+        from .forms import judge_forms
+
+        device = torch.device(options.device)
+        lines = judge_forms(options.source, options.to, options.world, options.judge, device)
+        write_metrics(options, sizes, lines)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.ship",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add, forms = parser.add_argument, (*WRITTEN, PLAIN_FORM)
+    add("--from", dest="source", type=Path, required=True, help="the folder of a trained family")
+    add("--to", type=Path, default=DEMO_FOLDER, help="where it is shipped")
+    add("--scheme", choices=forms, default="int8", help="of the transformers")
+    add("--text-scheme", choices=forms, default="int8", help="of the text encoder")
+    add("--lora", type=Path, help="another distillation LoRA than that in the folder")
+    add("--world", choices=WORLDS, default=PLAIN.name, help="that it was trained on")
+    add("--videos", action="store_true", help="what the bases make of `make demo`'s prompts")
+    add("--judge", type=int, metavar="PROMPTS", help="compare shipped forms and source by them")
+    add("--device", default="cpu", help="of the judge's clips")
+    return parser
+
+
+def find_all(folder: Path, lora: Path | None = None) -> dict[str, Path]:
+    """Every part, or the end with the names of all that are missing."""
+    found, missing = {}, []
+    for key, part in PARTS.items():
+        paths = [lora] if lora and key == "lora" else [folder / name for name in part.names]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            missing.append(" or ".join(path.name for path in paths))
+        else:
+            found[key] = path
+    if missing:
+        raise SystemExit(f"{folder} lacks {', '.join(missing)}; nothing was changed")
+    return found
+
+
+def write_part(part: Part, source: Path, target: Path, options: argparse.Namespace) -> None:
+    """Into `target` with the part's own metadata, in the scheme asked for."""
+    scheme = PLAIN_FORM
+    if part.packed:
+        scheme = options.scheme if part.task else options.text_scheme
+    relabelled = target if scheme == PLAIN_FORM else target.with_suffix(f".{PLAIN_FORM}")
+    relabel(source, relabelled, part)
+    if scheme != PLAIN_FORM:
+        plain = relabelled.replace(target.with_name(f"plain_{target.name}"))
+        quantise_file(plain, target, scheme)
+        plain.unlink()
+    target.chmod(0o644)
+
+
+def relabel(source: Path, target: Path, part: Part) -> None:
+    """A copy that says what the part is; the same bytes where it says so already."""
+    with safe_open(source, "pt") as file:
+        said = file.metadata() or {}
+    wanted = part.metadata()
+    if wanted.items() <= said.items():
+        shutil.copyfile(source, target)
+        return
+    kept = {k: v for k, v in said.items() if k == "lightx2v.base"}
+    save_file(load_file(source), target, metadata={"format": "pt", **kept, **wanted})
+
+
+@torch.no_grad()
+def check_files(folder: Path) -> None:
+    """Each file through the product's loaders, and the presets that follow from them."""
+    paths = {key: folder / name for key, name in DEMO_FILES.items()}
+    load_vae(paths["vae"])
+    load_text_encoder(paths["text"]).encode(["a red circle"])
+    for key in ("t2v", "i2v"):
+        _expect(paths[key], "demo-4step", preset_for(load_transformer(paths[key]).info).name)
+    base = load_transformer(paths["base"])
+    _expect(paths["base"], "demo-base", preset_for(base.info).name)
+    for key in ("lora", "high", "low"):
+        (report,) = apply_loras(base.model, [(read_lora(paths[key]), 1.0)])
+        if report.failed:
+            raise SystemExit(f"{report.describe()}: not all of it finds a place in the base")
+        info = detect(open_checkpoint(paths[key]))
+        _expect(paths[key], "demo-4step", preset_for(base.info, [info]).name)
+        _expect(paths[key], PARTS[key].expert, info.expert)
+
+
+def _expect(path: Path, wanted: str | None, found: str | None) -> None:
+    if found != wanted:
+        raise SystemExit(f"{path.name} is taken for {found} and not for {wanted}")
+
+
+def check_sizes(sizes: dict[str, int]) -> None:
+    total = sum(sizes.values())
+    if total > LIMIT_BYTES:
+        each = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+        raise SystemExit(f"{total:,} bytes are more than {LIMIT_BYTES:,}: {each}")
+
+
+def write_metrics(
+    options: argparse.Namespace, sizes: dict[str, int], forms: list[dict] | None = None
+) -> None:
+    """Scores from the trained folder, sizes, and the forms' lines, which only the judge renews."""
+    path, theirs = options.to / "metrics.json", options.source / "metrics.json"
+    metrics = json.loads(theirs.read_text("utf-8")) if theirs.is_file() else {}
+    if not metrics and path.is_file():
+        metrics = json.loads(path.read_text("utf-8"))
+    total = {"all": sum(sizes.values()), "limit": LIMIT_BYTES}
+    metrics |= {"world": options.world, "bytes": {**sizes, **total}}
+    metrics.pop("forms", None)
+    if forms is not None:
+        metrics["forms"] = forms
+    path.write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
+
+
+def table_of_files(folder: Path, sizes: dict[str, int]) -> str:
+    """For the card."""
+    lines = ["| File | Format | MB |", "|---|---|---|"]
+    for name, size in sizes.items():
+        scheme = detect(open_checkpoint(folder / name)).scheme
+        lines.append(f"| `{name}` | {scheme} | {size / 1e6:.2f} |")
+    return "\n".join([*lines, f"| all | | {sum(sizes.values()) / 1e6:.2f} |"])
+
+
+def make_videos(source: Path, target: Path) -> None:
+    """base_t2v.mp4 and base_i2v.mp4: what the undistilled models make of `make demo`'s prompts and
+    noise by their preset, through the product's command line; and its contact sheet."""
+    variables = dict(re.findall(r"^(\w+_PROMPT) = (.+)$", MAKEFILE.read_text("utf-8"), re.MULTILINE))
+    prompts = {"t2v": variables["DEMO_PROMPT"], "i2v": variables["START_PROMPT"]}
+    target = target.resolve()
+    with tempfile.TemporaryDirectory() as place, chdir(place):
+        for key in ("vae", "text"):
+            shutil.copyfile(target / DEMO_FILES[key], DEMO_FILES[key])
+        for task, prompt in prompts.items():
+            names = (source / TEACHERS[task], source / f"base_{task}.safetensors")
+            teacher = next((name for name in names if name.is_file()), None)
+            if teacher is None:
+                raise SystemExit(f"{source} lacks {names[0].name}, whose video is asked for")
+            title = f"LightX2V demo {task} base"
+            model = f"base_{task}.safetensors"
+            relabel(teacher, Path(model), Part((), title, "demo-base", task))
+            start = ["--image", str(DEMO_FOLDER / "start.png")] if task == "i2v" else []
+            words = ["generate", "--task", task, "--model", model, "--prompt", prompt, *start]
+            if product([*words, "--seed", "1", "--output", str(target / f"base_{task}.mp4")]):
+                raise SystemExit(f"no video of {teacher}")
+
+
+if __name__ == "__main__":
+    main()
