@@ -6,6 +6,7 @@ The same prompts and noise for both; each reads its text through its own text en
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,9 +20,10 @@ CFG = 3.0
 
 
 def judge_forms(
-    source: Path, shipped: Path, world: str, prompts: int, device: torch.device
+    source: Path, shipped: Path, prompts: int, device: torch.device, words: Sequence[str] = ()
 ) -> list[dict]:
-    """A line for every main sampler that both folders have the files of; printed as they come."""
+    """A line for every main sampler that both folders have the files of; printed as they come.
+    `words` are further arguments of training.table."""
     rows = [
         row
         for row in all_rows(shipped, CFG)
@@ -31,12 +33,9 @@ def judge_forms(
     benches = {}
     with tempfile.TemporaryDirectory() as place:
         for name, folder in (("source", source), ("shipped", shipped)):
-            words = ["--folder", str(folder), "--out", place, "--world", world]
-            options = make_parser().parse_args(words)
+            options = make_parser().parse_args(["--folder", str(folder), "--out", place, *words])
             options.workers = workers
             benches[name] = prepare(options, device, (prompts, 1))
-        print("| Sampler | fp16 | shipped | difference [95%] | Fréchet, fp16 and shipped |")
-        print("|---|---|---|---|---|")
         for row in rows:
             made = {
                 name: run_row(bench, row, bench.questions[row.task])[0]
@@ -49,6 +48,14 @@ def judge_forms(
             lines.append(line_of(row, made, distances))
             print(as_row(lines[-1]), flush=True)
     return lines
+
+
+def table_of_forms(lines: list[dict]) -> str:
+    head = (
+        f"| Sampler, {lines[0]['prompts']} prompts | fp16 | shipped | difference [95 %] "
+        "| Fréchet, fp16 and shipped |"
+    )
+    return "\n".join([head, "|---|---|---|---|---|", *map(as_row, lines)])
 
 
 def line_of(row: Row, made: dict[str, Made], distances: dict[str, float]) -> dict:

@@ -1,20 +1,21 @@
 """The family as it is shipped, from a folder of what training wrote.
 
-    python -m training.ship --from DIR                     files into lightx2v_core/demo
-    python -m training.ship --from DIR --videos            and the stored videos of the bases
-    python -m training.ship --from DIR --judge 48          and what the judge says of the 8-bit forms
+    python -m training.ship --from DIR               files into lightx2v_core/demo
+    python -m training.ship --from DIR --videos      and the stored videos of the bases
+    python -m training.ship --from DIR --judge 48    and what the judge says of the 8-bit forms
 
 DIR holds teacher_t2v, demo_t2v, demo_i2v, demo_distill_lora, demo_high_noise_lora,
 demo_low_noise_lora, demo_vae and demo_umt5. Transformers and text encoder go through the product's
 own `quantize`; LoRAs and VAE keep their numbers. Every file is loaded by the product before the
 old ones are replaced; all together may have LIMIT_BYTES. Sizes go to metrics.json beside them,
-with the scores that the stage `package` left in DIR.
+with the scores that the stage `package` left in DIR, and as tables into the card.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -36,6 +37,7 @@ from lightx2v_core.lora.apply import apply_loras
 from lightx2v_core.lora.read import read_lora
 from lightx2v_core.presets import DEMO_FILES, DEMO_FOLDER, preset_for
 from lightx2v_core.quant.quantise import WRITTEN
+from lightx2v_core.text.tokenizer import SPIECE_MODEL
 
 from .files import FAMILIES, TEACHERS, TITLES
 from .package import LIMIT_BYTES
@@ -44,14 +46,16 @@ from .worlds import PLAIN, WORLDS
 
 PLAIN_FORM = "fp16"  # in place of a scheme: as it is
 MAKEFILE = Path(__file__).parents[1] / "Makefile"
+VIDEO_SIZE: list[str] = []  # arguments of the stored videos; none: that of the preset
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file of the family: what training may call it, and what its metadata are to say."""
+    """One file of the family: what training may call it, what its metadata and the card say."""
 
     names: tuple[str, ...]
     title: str
+    about: str
     release: str = "demo"
     task: str | None = None
     expert: str | None = None
@@ -70,13 +74,35 @@ class Part:
 
 # By the keys of DEMO_FILES.
 PARTS = {
-    "t2v": Part((DEMO_FILES["t2v"],), TITLES["demo_t2v"], task="t2v", packed=True),
-    "i2v": Part((DEMO_FILES["i2v"],), TITLES["demo_i2v"], task="i2v", packed=True),
-    "vae": Part((DEMO_FILES["vae"],), TITLES["demo_vae"]),
-    "text": Part((DEMO_FILES["text"],), TITLES["demo_umt5"], packed=True),
+    "t2v": Part(
+        (DEMO_FILES["t2v"],),
+        TITLES["demo_t2v"],
+        "words to video in four steps; width 256, 5 blocks, ffn 512, 2 heads of 128",
+        task="t2v",
+        packed=True,
+    ),
+    "i2v": Part(
+        (DEMO_FILES["i2v"],),
+        TITLES["demo_i2v"],
+        "picture and words to video in four steps; 36 input channels, no CLIP, as Wan 2.2 A14B",
+        task="i2v",
+        packed=True,
+    ),
+    "vae": Part(
+        (DEMO_FILES["vae"],),
+        TITLES["demo_vae"],
+        "Wan 2.1 VAE, 16 wide; latent statistics folded to the official mean and std",
+    ),
+    "text": Part(
+        (DEMO_FILES["text"],),
+        TITLES["demo_umt5"],
+        "UMT5, width 256, 2 layers, with its own SentencePiece model",
+        packed=True,
+    ),
     "base": Part(
         (TEACHERS["t2v"], "base_t2v.safetensors"),
         "LightX2V demo text-to-video base, 50 steps",
+        "the teacher of the first: words to video in 50 steps with CFG 3",
         release="demo-base",
         task="t2v",
         packed=True,
@@ -84,16 +110,18 @@ PARTS = {
     "lora": Part(
         (DISTILL_LORA, DEMO_FILES["lora"]),
         "LightX2V demo text-to-video distillation LoRA, 4 steps",
+        "on the base: words to video in four steps",
         task="t2v",
     ),
     **{
         side: Part(
             (DEMO_FILES[side],),
             f"LightX2V demo text-to-video {side}-noise expert, a LoRA on the base, 4 steps",
+            f"on the base: the expert of two that walks the {steps} two of four steps",
             task="t2v",
             expert=side,
         )
-        for side in ("high", "low")
+        for side, steps in (("high", "first"), ("low", "last"))
     },
 }
 
@@ -112,15 +140,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in sizes:
             (folder / name).replace(options.to / name)
     write_metrics(options, sizes)
-    print(table_of_files(options.to, sizes))
+    write_card(options.to, "files", table_of_files(options.to, sizes))
     if options.videos:
         make_videos(options.source, options.to)
     if options.judge:
-        from .forms import judge_forms
+        from .forms import judge_forms, table_of_forms
 
         device = torch.device(options.device)
-        lines = judge_forms(options.source, options.to, options.world, options.judge, device)
+        words = ["--world", options.world, *(["--smoke"] if options.smoke else [])]
+        lines = judge_forms(options.source, options.to, options.judge, device, words)
         write_metrics(options, sizes, lines)
+        write_card(options.to, "forms", table_of_forms(lines))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -139,6 +169,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--videos", action="store_true", help="what the bases make of `make demo`'s prompts")
     add("--judge", type=int, metavar="PROMPTS", help="compare shipped forms and source by them")
     add("--device", default="cpu", help="of the judge's clips")
+    add("--smoke", action="store_true", help="tiny sizes, as of training.run")
     return parser
 
 
@@ -231,34 +262,55 @@ def write_metrics(
 
 
 def table_of_files(folder: Path, sizes: dict[str, int]) -> str:
-    """For the card."""
-    lines = ["| File | Format | MB |", "|---|---|---|"]
-    for name, size in sizes.items():
-        scheme = detect(open_checkpoint(folder / name)).scheme
-        lines.append(f"| `{name}` | {scheme} | {size / 1e6:.2f} |")
-    return "\n".join([*lines, f"| all | | {sum(sizes.values()) / 1e6:.2f} |"])
+    lines = ["| File | What | Parameters | Format | MB |", "|---|---|---|---|---|"]
+    for key, name in DEMO_FILES.items():
+        checkpoint = open_checkpoint(folder / name)
+        count = sum(math.prod(h.shape) for n, h in checkpoint.headers.items() if is_weight(n))
+        row = (f"`{name}`", PARTS[key].about, f"{count / 1e6:.2f} M", detect(checkpoint).scheme)
+        lines.append(f"| {' | '.join(row)} | {sizes[name] / 1e6:.2f} |")
+    return "\n".join([*lines, f"| all | | | | {sum(sizes.values()) / 1e6:.2f} |"])
+
+
+def is_weight(name: str) -> bool:
+    return name != SPIECE_MODEL and not name.endswith(("weight_scale", "scale_weight"))
+
+
+def write_card(folder: Path, name: str, table: str) -> None:
+    """Print `table`, and put it into the card between the comments that name it."""
+    print(table)
+    card = folder / "README.md"
+    text = card.read_text("utf-8") if card.is_file() else ""
+    start, end = f"<!-- {name}: training.ship -->\n", f"<!-- end of {name} -->"
+    before, found, rest = text.partition(start)
+    if found:
+        _, found, after = rest.partition(end)
+        assert found, f"{card} lacks the comment that ends {name}"
+        card.write_text(f"{before}{start}\n{table}\n\n{end}{after}", "utf-8")
 
 
 def make_videos(source: Path, target: Path) -> None:
     """base_t2v.mp4 and base_i2v.mp4: what the undistilled models make of `make demo`'s prompts and
     noise by their preset, through the product's command line; and its contact sheet."""
-    variables = dict(re.findall(r"^(\w+_PROMPT) = (.+)$", MAKEFILE.read_text("utf-8"), re.MULTILINE))
+    variables = dict(
+        re.findall(r"^(\w+_PROMPT) = (.+)$", MAKEFILE.read_text("utf-8"), re.MULTILINE)
+    )
     prompts = {"t2v": variables["DEMO_PROMPT"], "i2v": variables["START_PROMPT"]}
-    target = target.resolve()
+    home, target = source.resolve(), target.resolve()
     with tempfile.TemporaryDirectory() as place, chdir(place):
         for key in ("vae", "text"):
             shutil.copyfile(target / DEMO_FILES[key], DEMO_FILES[key])
         for task, prompt in prompts.items():
-            names = (source / TEACHERS[task], source / f"base_{task}.safetensors")
+            names = (home / TEACHERS[task], home / f"base_{task}.safetensors")
             teacher = next((name for name in names if name.is_file()), None)
             if teacher is None:
                 raise SystemExit(f"{source} lacks {names[0].name}, whose video is asked for")
             title = f"LightX2V demo {task} base"
             model = f"base_{task}.safetensors"
-            relabel(teacher, Path(model), Part((), title, "demo-base", task))
+            relabel(teacher, Path(model), Part((), title, "", "demo-base", task))
             start = ["--image", str(DEMO_FOLDER / "start.png")] if task == "i2v" else []
             words = ["generate", "--task", task, "--model", model, "--prompt", prompt, *start]
-            if product([*words, "--seed", "1", "--output", str(target / f"base_{task}.mp4")]):
+            words += ["--seed", "1", "--output", str(target / f"base_{task}.mp4"), *VIDEO_SIZE]
+            if product(words):
                 raise SystemExit(f"no video of {teacher}")
 
 

@@ -14,7 +14,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import torch
@@ -257,7 +257,7 @@ def measure(bench: Bench, latents: Tensor, questions: Questions) -> tuple[Made, 
 
     seen = context.each(look, range(0, len(latents), step))
     scores, features, frames, shown = zip(*seen, strict=True)
-    first_frames, clips = sum(frames, []), sum(shown, [])
+    first_frames, clips = list(chain(*frames)), list(chain(*shown))
     by_prompt = (-1, questions.seeds)
     joined = {name: torch.cat([part[name] for part in scores]) for name in scores[0]}
     made = Made(

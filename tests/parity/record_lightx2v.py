@@ -36,7 +36,7 @@ ON_CPU = {
     **{f"{name}_type": "torch_sdpa" for name in ("self_attn_1", "cross_attn_1", "cross_attn_2")},
     "use_image_encoder": False,
     "rope_type": "torch_complex_rope",
-    **{name: "torch" for name in ("layer_norm_type", "rms_norm_type", "modulate_type")},
+    **dict.fromkeys(("layer_norm_type", "rms_norm_type", "modulate_type"), "torch"),
 }
 
 
@@ -137,7 +137,12 @@ def record(folder: Path, task: str, home: Path) -> torch.Tensor:
     from lightx2v.utils.registry_factory import RUNNER_REGISTER
     from lightx2v.utils.set_config import set_config
 
-    shape = {"dim": DEMO.dim, "ffn_dim": DEMO.ffn_dim, "freq_dim": 256, "num_heads": DEMO.dim // 128}
+    shape = {
+        "dim": DEMO.dim,
+        "ffn_dim": DEMO.ffn_dim,
+        "freq_dim": 256,
+        "num_heads": DEMO.dim // 128,
+    }
     shape |= {"in_dim": 36 if task == "i2v" else 16, "out_dim": 16, "num_layers": DEMO.layers}
     shape |= {"text_len": 512, "text_dim": DEMO.text_dim, "eps": 1e-6, "model_type": task}
     (folder / "config.json").write_text(json.dumps(shape))

@@ -1,4 +1,4 @@
-"""Latents of LightX2V's own code beside ours, in its folders, on random weights of the demo's sizes.
+"""Latents of LightX2V's own code beside ours, in its folders: random weights, the demo's sizes.
 
 `lightx2v_latents.safetensors` was made by record_lightx2v.py from ModelTC/LightX2V at f8aee98b: its
 wan2.1_distill runner with its text encoder, transformer, scheduler and VAE in float32 on a CPU
