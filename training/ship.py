@@ -25,11 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from lightx2v_core.assemble import load_text_encoder, load_transformer, load_vae
-from lightx2v_core.checkpoint.convert import quantise_file
+from lightx2v_core.checkpoint.convert import quantise_file, write_safetensors
 from lightx2v_core.checkpoint.detect import detect
 from lightx2v_core.checkpoint.source import open_checkpoint
 from lightx2v_core.cli import main as product
@@ -203,15 +201,16 @@ def write_part(part: Part, source: Path, target: Path, options: argparse.Namespa
 
 
 def relabel(source: Path, target: Path, part: Part) -> None:
-    """A copy that says what the part is; the same bytes where it says so already."""
-    with safe_open(source, "pt") as file:
-        said = file.metadata() or {}
-    wanted = part.metadata()
+    """A copy that says what the part is; the same bytes where it says so already, and each time."""
+    checkpoint = open_checkpoint(source)
+    said, wanted = checkpoint.metadata, part.metadata()
     if wanted.items() <= said.items():
         shutil.copyfile(source, target)
         return
     kept = {k: v for k, v in said.items() if k == "lightx2v.base"}
-    save_file(load_file(source), target, metadata={"format": "pt", **kept, **wanted})
+    tensors = (checkpoint.tensors({name: name})[name] for name in checkpoint.headers)
+    metadata = {"format": "pt", **kept, **wanted}
+    write_safetensors(target, dict(checkpoint.headers), tensors, metadata)
 
 
 @torch.no_grad()

@@ -76,6 +76,9 @@ def test_the_vae_keeps_its_bytes_and_forms_can_be_chosen(family: Path, tmp_path:
 
     main(["--from", str(family), "--to", str(tmp_path), *chosen])
 
+    main(["--from", str(family), "--to", str(tmp_path / "again"), *chosen])
+    for name in DEMO_FILES.values():
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
     vae = DEMO_FILES["vae"]
     assert (tmp_path / vae).read_bytes() == (family / vae).read_bytes()
     assert {told(tmp_path)[part][2] for part in ("t2v", "i2v", "base")} == {"fp8-row"}
