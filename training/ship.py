@@ -38,6 +38,7 @@ from lightx2v_core.quant.quantise import WRITTEN
 from lightx2v_core.text.tokenizer import SPIECE_MODEL
 
 from .files import FAMILIES, TEACHERS, TITLES
+from .forms import judge_forms, table_of_forms
 from .package import LIMIT_BYTES
 from .samplers import DISTILL_LORA
 from .worlds import PLAIN, WORLDS
@@ -135,20 +136,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_files(folder)
         sizes = {name: (folder / name).stat().st_size for name in DEMO_FILES.values()}
         check_sizes(sizes)
+        is_new = not all(is_same(folder / name, options.to / name) for name in sizes)
         for name in sizes:
             (folder / name).replace(options.to / name)
-    write_metrics(options, sizes)
+    write_metrics(options, sizes, [] if is_new else None)
     write_card(options.to, "files", table_of_files(options.to, sizes))
     if options.videos:
         make_videos(options.source, options.to)
     if options.judge:
-        from .forms import judge_forms, table_of_forms
-
-        device = torch.device(options.device)
-        words = ["--world", options.world, *(["--smoke"] if options.smoke else [])]
-        lines = judge_forms(options.source, options.to, options.judge, device, words)
+        lines = judge_parts(options, sources)
         write_metrics(options, sizes, lines)
         write_card(options.to, "forms", table_of_forms(lines))
+    elif is_new:
+        write_card(options.to, "forms", "Not judged yet: add `--judge 48` to the command.")
+
+
+def is_same(path: Path, other: Path) -> bool:
+    return other.is_file() and path.read_bytes() == other.read_bytes()
+
+
+def judge_parts(options: argparse.Namespace, sources: dict[str, Path]) -> list[dict]:
+    """What was shipped beside what it was made from, wherever that came from."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for key, source in sources.items():
+            (folder / PARTS[key].names[0]).symlink_to(source.resolve())
+        words = ["--world", options.world, *(["--smoke"] if options.smoke else [])]
+        device = torch.device(options.device)
+        return judge_forms(folder, options.to, options.judge, device, words)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -247,16 +262,14 @@ def check_sizes(sizes: dict[str, int]) -> None:
 def write_metrics(
     options: argparse.Namespace, sizes: dict[str, int], forms: list[dict] | None = None
 ) -> None:
-    """Scores from the trained folder, sizes, and the forms' lines, which only the judge renews."""
+    """Scores from the trained folder or else as they were, sizes, and the lines of the judge: new
+    ones, none for files that he has not seen, or None where they are those of the last time."""
     path, theirs = options.to / "metrics.json", options.source / "metrics.json"
-    metrics = json.loads(theirs.read_text("utf-8")) if theirs.is_file() else {}
-    if not metrics and path.is_file():
-        metrics = json.loads(path.read_text("utf-8"))
+    old = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    metrics = json.loads(theirs.read_text("utf-8")) if theirs.is_file() else old
     total = {"all": sum(sizes.values()), "limit": LIMIT_BYTES}
     metrics |= {"world": options.world, "bytes": {**sizes, **total}}
-    metrics.pop("forms", None)
-    if forms is not None:
-        metrics["forms"] = forms
+    metrics["forms"] = old.get("forms", []) if forms is None else forms
     path.write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
 
 
