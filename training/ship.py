@@ -33,6 +33,7 @@ from lightx2v_core.checkpoint.source import open_checkpoint
 from lightx2v_core.cli import main as product
 from lightx2v_core.lora.apply import apply_loras
 from lightx2v_core.lora.read import read_lora
+from lightx2v_core.media import contact_sheet, read_video
 from lightx2v_core.presets import DEMO_FILES, DEMO_FOLDER, preset_for
 from lightx2v_core.quant.quantise import WRITTEN
 from lightx2v_core.text.tokenizer import SPIECE_MODEL
@@ -43,6 +44,7 @@ from .package import LIMIT_BYTES
 from .samplers import DISTILL_LORA
 from .worlds import PLAIN, WORLDS
 
+BASE = "demo-base"  # the release of an undistilled model
 PLAIN_FORM = "fp16"  # in place of a scheme: as it is
 MAKEFILE = Path(__file__).parents[1] / "Makefile"
 VIDEO_SIZE: list[str] = []  # arguments of the stored videos; none: that of the preset
@@ -102,7 +104,7 @@ PARTS = {
         (TEACHERS["t2v"], "base_t2v.safetensors"),
         "LightX2V demo text-to-video base, 50 steps",
         "the teacher of the first: words to video in 50 steps with CFG 3",
-        release="demo-base",
+        release=BASE,
         task="t2v",
         packed=True,
     ),
@@ -128,6 +130,8 @@ PARTS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     sources = find_all(options.source, options.lora)
+    if options.videos:
+        find_teacher(options.source, "i2v")
     options.to.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="lightx2v-ship-", dir=options.to) as place:
         folder = Path(place)
@@ -301,29 +305,39 @@ def write_card(folder: Path, name: str, table: str) -> None:
 
 
 def make_videos(source: Path, target: Path) -> None:
-    """base_t2v.mp4 and base_i2v.mp4: what the undistilled models make of `make demo`'s prompts and
-    noise by their preset, through the product's command line; and its contact sheet."""
-    variables = dict(
-        re.findall(r"^(\w+_PROMPT) = (.+)$", MAKEFILE.read_text("utf-8"), re.MULTILINE)
-    )
+    """What the undistilled models make of `make demo`'s prompts and noise by their preset, as
+    base_t2v.mp4 and base_i2v.mp4, and what the shipped ones make of them as contact_sheet.png."""
+    text = MAKEFILE.read_text("utf-8")
+    variables = dict(re.findall(r"^(\w+_PROMPT) = (.+)$", text, re.MULTILINE))
     prompts = {"t2v": variables["DEMO_PROMPT"], "i2v": variables["START_PROMPT"]}
-    home, target = source.resolve(), target.resolve()
+    teachers = {task: find_teacher(source.resolve(), task) for task in prompts}
+    target, rows = target.resolve(), []
     with tempfile.TemporaryDirectory() as place, chdir(place):
         for key in ("vae", "text"):
             shutil.copyfile(target / DEMO_FILES[key], DEMO_FILES[key])
         for task, prompt in prompts.items():
-            names = (home / TEACHERS[task], home / f"base_{task}.safetensors")
-            teacher = next((name for name in names if name.is_file()), None)
-            if teacher is None:
-                raise SystemExit(f"{source} lacks {names[0].name}, whose video is asked for")
-            title = f"LightX2V demo {task} base"
-            model = f"base_{task}.safetensors"
-            relabel(teacher, Path(model), Part((), title, "", "demo-base", task))
-            start = ["--image", str(DEMO_FOLDER / "start.png")] if task == "i2v" else []
-            words = ["generate", "--task", task, "--model", model, "--prompt", prompt, *start]
-            words += ["--seed", "1", "--output", str(target / f"base_{task}.mp4"), *VIDEO_SIZE]
-            if product(words):
-                raise SystemExit(f"no video of {teacher}")
+            base, made = Path(f"base_{task}.safetensors"), Path(f"{task}.mp4")
+            relabel(teachers[task], base, Part((), f"LightX2V demo {task} base", "", BASE, task))
+            film(task, prompt, base, target / f"base_{task}.mp4")
+            film(task, prompt, target / DEMO_FILES[task], made)
+            rows.append((prompt, read_video(made)))
+    contact_sheet(rows, target / "contact_sheet.png")
+
+
+def find_teacher(folder: Path, task: str) -> Path:
+    names = (TEACHERS[task], f"base_{task}.safetensors")
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        raise SystemExit(f"{folder} lacks {names[0]}, whose video is asked for")
+    return found
+
+
+def film(task: str, prompt: str, model: Path, video: Path) -> None:
+    """Through the product's command line."""
+    words = ["generate", "--task", task, "--model", str(model), "--prompt", prompt, "--seed", "1"]
+    start = ["--image", str(DEMO_FOLDER / "start.png")] if task == "i2v" else []
+    if product([*words, *start, "--output", str(video), *VIDEO_SIZE]):
+        raise SystemExit(f"no video of {model}")
 
 
 if __name__ == "__main__":

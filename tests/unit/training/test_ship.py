@@ -8,7 +8,7 @@ import pytest
 
 from lightx2v_core.checkpoint.detect import detect
 from lightx2v_core.checkpoint.source import open_checkpoint
-from lightx2v_core.media import read_metadata
+from lightx2v_core.media import read_image, read_metadata
 from lightx2v_core.presets import DEMO_FILES
 from tests.unit.training.small_family import extracted, write_family
 from training import ship
@@ -141,6 +141,7 @@ def test_forms_are_judged_beside_their_source_and_bases_are_filmed(
         assert (
             line["prompts"] == 2 and low <= line["shipped"] - line["source"] + 0.01 <= high + 0.02
         )
+    assert read_image(tmp_path / "contact_sheet.png").shape[2] == 5 * 32
     for task in ("t2v", "i2v"):
         facts = read_metadata(tmp_path / f"base_{task}.mp4")
         assert facts["model"] == f"base_{task}.safetensors"
