@@ -2,12 +2,13 @@
 
     python -m benchmarks.formats --out benchmarks/results/formats.jsonl --ggml libggml-base.so
 
-For each format a file is made from the full-precision demo, and compared with it: the velocity at
-one noise level, the effect of a LoRA of random pairs on every linear of the blocks, and the judge's
-score of four-step clips, paired (same prompts, same noise; `--prompts 0` does not ask it). Appends
-one JSON line for each format and writes the table of all lines in OUT beside it (`.md`), the last
-line of each format. `--ggml` is the shared library of ggml
-(in any build of llama.cpp or whisper.cpp), whose quantiser writes K and IQ types. CPU, float32.
+For each format a file is made from the demo in float16 (`--source`, or the shipped file with its
+codes multiplied out) and compared with it: the velocity at one noise level, the effect of a LoRA
+of random pairs on every linear of the blocks, and the judge's score of four-step clips, paired
+(same prompts, same noise; `--prompts 0` does not ask it). Appends one JSON line for each format and
+writes the table of all lines in OUT beside it (`.md`), the last line of each format. `--ggml` is
+the shared library of ggml (in any build of llama.cpp or whisper.cpp), whose quantiser writes K and
+IQ types. CPU, float32.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ from lightx2v_core.quant.linear import DequantisedLinear
 from lightx2v_core.sampling.loop import make_noise, sample
 from lightx2v_core.wan.model import WanModel
 from training.captions import plain_prompt, stories
+from training.files import plain_file
 from training.intervals import paired_interval
 from training.judge import judge
 from training.measures import clip_scores
 from training.questions import unseen_scenes
+from training.worlds import PLAIN, WORLDS, World
 
 from .format_files import SOURCE, Form, forms
 from .lines import commit
@@ -60,15 +63,16 @@ class Exam:
 
     folder: Path
     prompts: int
+    source: Path  # in 16 bits
+    world: World = PLAIN
     probe_BCTHW: Tensor = field(init=False)
     known: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.source = self.folder / DEMO_FILES["t2v"]
         info = detect(open_checkpoint(self.source))
         preset = preset_for(info)
         self.plan, self.shape = make_plan(preset), preset.size.latent_shape()
-        self.scenes = unseen_scenes(max(self.prompts, DRAWN))
+        self.scenes = unseen_scenes(max(self.prompts, DRAWN), self.world)
         self.vae = load_vae(self.folder / DEMO_FILES["vae"])
         encoder = load_text_encoder(self.folder / DEMO_FILES["text"], dtype=torch.float32)
         texts = [plain_prompt(story) for story in stories(self.scenes[: max(self.prompts, 1)])]
@@ -99,7 +103,8 @@ class Exam:
         latent = sample(denoise, make_noise(self.shape, rng), self.plan, rng)
         with torch.inference_mode():
             clip = self.vae.decode(latent)
-        return float(clip_scores(judge(clip, self.scenes[index : index + 1]))["all"])
+        verdict = judge(clip, self.scenes[index : index + 1], self.world)
+        return float(clip_scores(verdict)["all"])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,9 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SystemExit(f"no format is called {', '.join(unknown)}; there are {', '.join(rows)}")
     chosen = options.schemes or list(rows)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    exam = Exam(options.folder, options.prompts)
     about: Line = {"prompts": options.prompts, "torch": torch.__version__, "commit": commit()}
     with tempfile.TemporaryDirectory(prefix="lightx2v-") as folder:
+        shipped = options.source or options.folder / DEMO_FILES["t2v"]
+        plain = plain_file(shipped, Path(folder))
+        exam = Exam(options.folder, options.prompts, plain, WORLDS[options.world])
         reference = refer(exam, Path(folder))
         for number, name in enumerate(chosen, start=1):
             started = time.perf_counter()
@@ -144,6 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--folder", type=Path, default=DEMO_FOLDER, help="the demo family")
+    parser.add_argument("--source", type=Path, metavar="FILE", help="in place of its demo_t2v")
+    parser.add_argument("--world", choices=WORLDS, default=PLAIN.name, help="of the prompts")
     parser.add_argument("--schemes", nargs="+", metavar="FORMAT", help="these rows alone")
     parser.add_argument("--ggml", type=Path, metavar="libggml-base.so", help="for K and IQ types")
     parser.add_argument("--threads", type=int, default=1)

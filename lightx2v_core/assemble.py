@@ -26,7 +26,7 @@ from .memory.plan import check_ram, is_ram_short
 from .memory.residency import Residency
 from .ops.attention import select_attention
 from .ops.fused import describe_kernels
-from .presets import demo_path
+from .presets import DEMO_FILES, demo_path
 from .quant.linear import holds_codes
 from .quant.multiply import set_matmul
 from .quant.quantise import KEEP
@@ -345,13 +345,19 @@ def find_parts(
     homes = [home, home.parent]
     return Parts(
         transformer=path,
-        vae=named.get("vae") or _find_part("vae", homes),
-        text=named.get("text") or _find_part("text", homes),
+        vae=named.get("vae") or _beside("vae", path) or _find_part("vae", homes),
+        text=named.get("text") or _beside("text", path) or _find_part("text", homes),
         low=low,
         clip=named.get("clip") or _search("clip", homes),
         tokenizer=tokenizer,
         tae=named.get("tae"),
     )
+
+
+def _beside(part: str, model: Path) -> Path | None:
+    """The demo's own file where `model` lies, as its base and all that training writes need it."""
+    place = model.parent / DEMO_FILES[part]
+    return place if model.is_file() and place.is_file() else None
 
 
 def _search(part: str, homes: list[Path]) -> Path | None:

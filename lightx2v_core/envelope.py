@@ -107,7 +107,7 @@ def _guidance(plan: SamplerPlan, run: Run) -> list[str]:
     if not run.preset.is_distilled:
         return []
     base = run.base
-    if base is not None and base.preset and base.release != UNDISTILLED and plan.cfg > 1.0:
+    if base is not None and base.preset and base.release not in UNDISTILLED and plan.cfg > 1.0:
         text = f"CFG {plan.cfg:g} on model_base, which is distilled itself (release {base.release})"
         return [_warning("cfg", text, "connect the model that is not distilled, without LoRA")]
     guided = [

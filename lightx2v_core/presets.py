@@ -28,10 +28,15 @@ DEMO_FILES = {
     "i2v": "demo_i2v.safetensors",
     "vae": "demo_vae.safetensors",
     "text": "demo_umt5.safetensors",
+    "base": "demo_t2v_base.safetensors",
+    "lora": "demo_t2v_distill_lora.safetensors",
+    "high": "demo_high_noise_lora.safetensors",
+    "low": "demo_low_noise_lora.safetensors",
 }
 
 
 SIZE_480P, SIZE_720P = VideoSize(832, 480, 81), VideoSize(1280, 720, 81)
+SIZE_DEMO = VideoSize(128, 128, 17)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,8 @@ PRESETS = {
         Preset("flf2v-4step", shift=16.0, size=SIZE_720P),
         Preset("self-forcing-4step", solver="renoise"),
         Preset("causvid-12step", shift=7.0, equal_steps=12, lora_strength=0.3),
-        Preset("demo-4step", size=VideoSize(128, 128, 17)),
+        Preset("demo-4step", size=SIZE_DEMO),
+        _base("demo-base", 50, 5.0, 3.0, size=SIZE_DEMO),
         _base("base-t2v-1.3b", 50, 5.0, 5.0),
         _base("base-t2v-14b", 50, 5.0, 5.0, size=SIZE_720P),
         _base("base-i2v-480p", 40, 3.0, 5.0),
@@ -97,7 +103,7 @@ PRESETS = {
         _base("base-i2v-a14b", 40, 5.0, 3.5, splits_by_boundary=True),
     )
 }
-UNDISTILLED = "base"  # the release of a model that is not distilled
+UNDISTILLED = ("base", "demo-base")  # releases of models that are not distilled
 
 
 def preset_for(info: CheckpointInfo, loras: Sequence[CheckpointInfo] = ()) -> Preset:
@@ -114,15 +120,16 @@ def preset_for(info: CheckpointInfo, loras: Sequence[CheckpointInfo] = ()) -> Pr
 def is_distilled(info: CheckpointInfo, loras: Sequence[CheckpointInfo] = ()) -> bool:
     """Whether four steps may be expected to do, as far as releases tell: a LoRA nobody knows may
     be a distillation."""
-    return info.release != UNDISTILLED or bool(loras)
+    return info.release not in UNDISTILLED or bool(loras)
 
 
 def _name_for(info: CheckpointInfo, loras: Sequence[CheckpointInfo]) -> str:
     if info.release == "demo":
         return "demo-4step"
-    if info.preset and (info.release != UNDISTILLED or not loras):
+    if info.preset and (info.release not in UNDISTILLED or not loras):
         return info.preset
-    known = next((lora.preset for lora in loras if lora.preset), "distill-4step")
+    assumed = "demo-4step" if info.release == "demo-base" else "distill-4step"
+    known = next((lora.preset for lora in loras if lora.preset), assumed)
     return "flf2v-4step" if info.task == "flf2v" else known
 
 
@@ -130,13 +137,13 @@ def note_for(info: CheckpointInfo, loras: Sequence[CheckpointInfo] = ()) -> str:
     """What a plan should say of a preset that the file's release does not prescribe; or nothing."""
     if info.release == "demo":
         return ""
-    if info.release == UNDISTILLED and not loras:
+    if info.release in UNDISTILLED and not loras:
         return "not distilled: four steps need a distillation LoRA beside it"
-    if info.preset and info.release != UNDISTILLED:
+    if info.preset and info.release not in UNDISTILLED:
         return ""
     if known := next((lora.release for lora in loras if lora.preset), None):
         return f"settings of the LoRA, release {known}"
-    if info.release == UNDISTILLED:
+    if info.release in UNDISTILLED:
         return "release of the LoRA unknown: distilled settings assumed"
     if info.release == UNKNOWN:
         return "release unknown: distilled settings assumed"
@@ -252,7 +259,7 @@ def _split(
 
 
 def demo_path(part: str) -> Path:
-    """A file of the demo family: t2v, i2v, vae or text."""
+    """A file of the demo family, by its name in DEMO_FILES."""
     path = DEMO_FOLDER / DEMO_FILES[part]
     if not path.is_file():
         raise CheckpointError(

@@ -141,7 +141,7 @@ def _as_applied(info: CheckpointInfo, origin: Origin) -> CheckpointInfo:
 def goes_with(info: CheckpointInfo, name: str) -> list[str]:
     """What else one generation with this file takes; `name` shows what the other expert's is."""
     if info.release.startswith("demo"):
-        return [DEMO]
+        return [DEMO, *_other_expert(info, name, "the LoRA of")]
     if info.kind == "transformer":
         return _transformer_goes_with(info, name)
     if info.kind == "lora" and not info.unusable:

@@ -16,7 +16,12 @@ from ..lightx2v_core.presets import DEMO_FILES, DEMO_FOLDER
 from ..lightx2v_core.wan.tae import named_release
 
 DEMO_PREFIX = "lightx2v_demo/"
-DEMO_PARTS = {"diffusion_models": ("t2v", "i2v"), "vae": ("vae",), "text_encoders": ("text",)}
+DEMO_PARTS = {
+    "diffusion_models": ("t2v", "i2v", "base"),
+    "loras": ("lora", "high", "low"),
+    "vae": ("vae",),
+    "text_encoders": ("text",),
+}
 APPROX = "vae_approx"  # where ComfyUI keeps tiny VAEs, among those of other models
 # ComfyUI's folder, and the name under which ComfyUI-GGUF (or extra_model_paths.yaml) adds to it.
 GGUF_FOLDERS = {"diffusion_models": "unet_gguf", "text_encoders": "clip_gguf"}

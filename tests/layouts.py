@@ -1,8 +1,14 @@
-"""The demo model in the folders of LightX2V's documentation. Links where the file is as it is."""
+"""The demo model in the folders of LightX2V's documentation. Links where the file is as it is.
+
+The shipped files hold 8-bit codes; what is published in 16 bits is a copy of them in float16.
+"""
 
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -10,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lightx2v_core.presets import demo_path
+from training.files import plain_file
 
 T5 = "models_t5_umt5-xxl-enc-bf16.pth"
 VAE = "Wan2.1_VAE.pth"
@@ -31,22 +38,42 @@ SMALL = {
 }
 
 
-def arrange(root: Path, task: str = "t2v", at: str = "distill_models/distill_model") -> Path:
+@cache
+def plain_demo(part: str) -> Path:
+    """A file of the demo in float16, made once in a process."""
+    return plain_file(demo_path(part), Path(_plain_folder().name))
+
+
+@cache
+def _plain_folder() -> tempfile.TemporaryDirectory:
+    """Lives as long as the process."""
+    return tempfile.TemporaryDirectory(prefix="lightx2v-plain-")
+
+
+Files = Callable[[str], Path]  # from t2v, i2v, vae or text
+
+
+def arrange(
+    root: Path,
+    task: str = "t2v",
+    at: str = "distill_models/distill_model",
+    files: Files = plain_demo,
+) -> Path:
     """A model folder with the transformer at `at`, and text encoder, tokenizer and VAE beside."""
-    add_encoders(root)
-    link(demo_path(task), root / f"{at}.safetensors")
+    add_encoders(root, files)
+    link(files(task), root / f"{at}.safetensors")
     return root
 
 
-def add_encoders(root: Path) -> None:
+def add_encoders(root: Path, files: Files = plain_demo) -> None:
     root.mkdir(parents=True, exist_ok=True)
-    tensors = load_file(demo_path("text"))
+    tensors = load_file(files("text"))
     pieces = tensors.pop("spiece_model")
     torch.save(tensors, root / T5)
     tokenizer = root / "google/umt5-xxl"
     tokenizer.mkdir(parents=True)
     (tokenizer / "spiece.model").write_bytes(bytes(pieces.tolist()))
-    torch.save(load_file(demo_path("vae")), root / VAE)
+    torch.save(load_file(files("vae")), root / VAE)
 
 
 def link(target: Path, path: Path) -> Path:

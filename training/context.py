@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +23,9 @@ from .worlds import PLAIN, World
 
 if TYPE_CHECKING:
     from .bank import Bank
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +46,7 @@ class Context:
     compiles: bool | None = None  # the transformer's blocks; None until it was timed
     bank: Bank | None = None
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    workers: int = 1  # parts of the work that are done at once, by `each`
 
     @property
     def draws(self) -> int:
@@ -50,6 +57,17 @@ class Context:
     def dtype(self) -> torch.dtype:
         """What the matmuls and convolutions of training compute in."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    def each(self, work: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
+        """`work` of every item without gradients, in their order. On a CPU some at once, each in
+        one thread: threads that share one small product spend their time waiting for each other,
+        most of all where other programs take their turns."""
+        if self.workers == 1:
+            with torch.no_grad():
+                return [work(item) for item in items]
+        without_gradients = partial(torch.set_grad_enabled, False)  # which is of each thread
+        with ThreadPoolExecutor(self.workers, initializer=without_gradients) as pool:
+            return list(pool.map(work, items))
 
     def render(self, scenes: Scenes) -> Tensor:
         """BCFHW in [-1, 1] float32."""

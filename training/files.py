@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lightx2v_core.quant.dequantise import dequantised
 from lightx2v_core.wan.model import WanModel
 from lightx2v_core.wan.vae import VaeConfig, WanVae
 
@@ -17,6 +19,7 @@ from .sizes import Sizes
 VAE, TEXT = "demo_vae.safetensors", "demo_umt5.safetensors"
 STUDENTS = {"t2v": "demo_t2v.safetensors", "i2v": "demo_i2v.safetensors"}
 TEACHERS = {"t2v": "teacher_t2v.safetensors", "i2v": "teacher_i2v.safetensors"}
+QUANTISED = "lightx2v.quantised"  # metadata that `quantize` writes
 FAMILIES = {"t2v": "wan2.1", "i2v": "wan2.2"}
 TITLES = {
     "demo_vae": "LightX2V demo VAE",
@@ -34,7 +37,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], task: str | None = N
     is_teacher = path.stem.startswith("teacher")
     metadata = {
         "format": "pt",
-        "lightx2v.release": "demo-teacher" if is_teacher else "demo",
+        "lightx2v.release": "demo-base" if is_teacher else "demo",
         "modelspec.title": TITLES.get(path.stem, path.stem),
         "modelspec.license": "Apache-2.0",
     }
@@ -61,9 +64,21 @@ def find(name: str, *folders: Path | None) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Floats as float32, the rest as it is."""
-    tensors = load_file(path)
+    """Floats and 8-bit codes as float32, the rest as it is."""
+    tensors = dequantised(load_file(path), path.name, "file of the demo", torch.float32)
     return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+
+
+def plain_file(path: Path, folder: Path) -> Path:
+    """`path`, or a float16 copy of it in `folder` where its linears are 8-bit codes."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    if QUANTISED not in metadata:
+        return path
+    tensors = {name: _half(tensor) for name, tensor in read_weights(path).items()}
+    metadata.pop(QUANTISED)
+    save_file(tensors, folder / path.name, metadata=metadata)
+    return folder / path.name
 
 
 def read_vae(path: Path) -> WanVae:

@@ -74,16 +74,19 @@ def ask(
     rng = Generator().manual_seed(NOISE_SEED)
     noise = torch.randn(count * seeds, *context.sizes.latent_shape, generator=rng)
     scenes = scenes.to(context.device)
-    first = torch.cat([context.render(part)[:, :, 0] for part in parts_of(context, scenes)])
+    parts = parts_of(context, scenes)
+    first = torch.cat(context.each(lambda part: context.render(part)[:, :, 0], parts))
     return Questions(scenes, prompts, texts, noise, seeds, first, None)
 
 
 @torch.no_grad()
 def with_first_frames(context: Context, questions: Questions, vae: WanVae) -> Questions:
     """The same questions with the first frame given."""
-    latents = []
-    for part in parts_of(context, questions.scenes):
-        latents.append(picture_latents(context, vae, context.render(part).to(context.dtype)))
+
+    def picture(part: Scenes) -> Tensor:
+        return picture_latents(context, vae, context.render(part).to(context.dtype))
+
+    latents = context.each(picture, parts_of(context, questions.scenes))
     image = with_mask(torch.cat(latents).float(), condition_mask(context))
     return replace(questions, image_PCTHW=image)
 
@@ -120,8 +123,11 @@ def real_clips(context: Context, asked: Questions, vae: WanVae, least: int) -> R
 
     def features(clip_of: Callable[[Tensor], Tensor]) -> Tensor:
         drawn = draw_again(asked.scenes, rng, context.world).to(context.device)
-        clips = (clip_of(context.render(part)) for part in parts_of(context, drawn))
-        return torch.cat([clip_features(pixels, context.world) for pixels in clips])
+
+        def of(part: Scenes) -> Tensor:
+            return clip_features(clip_of(context.render(part)), context.world)
+
+        return torch.cat(context.each(of, parts_of(context, drawn)))
 
     def through_vae(pixels: Tensor) -> Tensor:
         return context.decode(vae, context.encode(vae, pixels.to(context.dtype)))

@@ -13,20 +13,21 @@ from lightx2v_core.checkpoint.source import open_checkpoint
 from lightx2v_core.datatypes import SamplerPlan
 from lightx2v_core.lora.apply import apply_loras
 from lightx2v_core.lora.read import read_lora
-from lightx2v_core.presets import PRESETS, Overrides, make_plan
+from lightx2v_core.presets import DEMO_FILES, PRESETS, Overrides, make_plan
 
 from .denoising import Denoiser
 from .text import TextStates
 
 BASE, STUDENT = "base", "student"
-# What each is called on disk; the first found wins.
+# What each is called on disk, as training writes it or as it is shipped; the first found wins.
 FILES = {
-    (BASE, "t2v"): ("base_t2v.safetensors", "teacher_t2v.safetensors"),
+    (BASE, "t2v"): ("base_t2v.safetensors", "teacher_t2v.safetensors", DEMO_FILES["base"]),
     (BASE, "i2v"): ("base_i2v.safetensors", "teacher_i2v.safetensors"),
     (STUDENT, "t2v"): ("demo_t2v.safetensors",),
     (STUDENT, "i2v"): ("demo_i2v.safetensors",),
 }
 DISTILL_LORA = "demo_distill_lora.safetensors"
+SHIPPED_AS = {DISTILL_LORA: DEMO_FILES["lora"]}
 EXPERT_LORAS = ("demo_high_noise_lora.safetensors", "demo_low_noise_lora.safetensors")
 BOUNDARY = 0.9  # sigma from which the high-noise expert works
 BASE_STEPS = 50
@@ -53,6 +54,10 @@ class Row:
     @property
     def plan(self) -> SamplerPlan:
         return make_plan(PRESETS["demo-4step"], self.overrides, self.experts)
+
+    def reusing(self, denoisers: list[Denoiser]) -> list[Denoiser]:
+        """For one walk along the plan, since a cache remembers the step before."""
+        return [Reusing(one, self.reused) for one in denoisers] if self.reused else denoisers
 
     @property
     def forwards(self) -> int:
@@ -104,9 +109,14 @@ def model_path(row: Row, folder: Path) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
+def lora_path(name: str, folder: Path) -> Path:
+    shipped = folder / SHIPPED_AS.get(name, name)
+    return shipped if shipped.is_file() else folder / name
+
+
 def missing_files(row: Row, folder: Path) -> list[str]:
     """What `folder` lacks for this row."""
-    missing = [name for name in row.loras if not (folder / name).is_file()]
+    missing = [name for name in row.loras if not lora_path(name, folder).is_file()]
     if model_path(row, folder) is None:
         missing.insert(0, " or ".join(FILES[row.model, row.task]))
     return missing
@@ -124,14 +134,14 @@ def load_denoisers(
         loaded = load_transformer(path, dtype, device=device)
         if row.loras:
             (report,) = apply_loras(
-                loaded.model, [(read_lora(folder / row.loras[index]), row.lora_strength)]
+                loaded.model, [(read_lora(lora_path(row.loras[index], folder)), row.lora_strength)]
             )
             print(f"  {report.describe()}", flush=True)
             if report.failed:
                 raise SystemExit(f"{row.name}: part of {report.name} finds no place in {path.name}")
         loaded.residency.place(device)
         made = Denoiser(loaded.model, dtype, compiles)
-        denoisers.append(Reusing(made, row.reused) if row.reused else made)
+        denoisers.append(made)
     return denoisers
 
 

@@ -14,7 +14,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import torch
@@ -43,7 +43,7 @@ from .run import set_kernels
 from .samplers import Row, all_rows, load_denoisers, missing_files, one_step
 from .sheets import save_sheet
 from .sizes import DEMO, SMOKE, Sizes
-from .text import read_encoder
+from .text import TextStates, read_encoder
 from .verdicts import write_verdicts
 from .vocabulary import CaptionRows
 from .worlds import PLAIN, SPLITS, WORLDS
@@ -51,7 +51,7 @@ from .worlds import PLAIN, SPLITS, WORLDS
 RENOISE_SEED = 70_006
 QUICK_PROMPTS = 48
 REAL_CLIPS, QUICK_REAL_CLIPS = 4000, 200  # rendered ones that stand for the world
-GPU_CHUNK, CPU_CHUNK = 64, 4  # clips that are decoded and judged together
+GPU_CHUNK, CPU_CHUNK = 64, 1  # clips that are decoded and judged together
 CPU_BATCH = 4  # clips a CPU's caches hold in the transformer
 SHEET_CLIPS = 2
 
@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.quick:
         device = torch.device("cpu")
+    options.workers = share_threads(device)
     if device.type == "cuda" or options.compile:
         set_kernels(device)
     prompts = options.prompts or (QUICK_PROMPTS if options.quick else 500)
@@ -92,9 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         strips |= {f"{row.task} {row.name} ({i})": clip for i, clip in enumerate(clips)}
         # After every row, so that a run which is cut off leaves what it had.
         lines = summarise(results, bench.real)
-        report(options.out, device_name(device), seeds, lines, bench.real.floors)
+        report(options.out, device_name(bench.context), seeds, lines, bench.real.floors)
         if options.misuse and len(results) > 1:
-            write_verdicts(options.out, device_name(device), results, bench.real)
+            write_verdicts(options.out, device_name(bench.context), results, bench.real)
         release_memory(device)
     save_sheet(strips, options.out / "sheet.png")
     print((options.out / "table.md").read_text("utf-8"))
@@ -124,6 +125,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=SPLITS, default="train", help="of a world's captions")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, as of training.run")
     return parser
+
+
+def share_threads(device: torch.device) -> int:
+    """How many clips a CPU samples or decodes at once, each in one thread; see `Context.each`."""
+    if device.type != "cpu":
+        return 1
+    workers = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return workers
 
 
 def available_rows(options: argparse.Namespace) -> list[Row]:
@@ -157,6 +167,7 @@ def prepare(options: argparse.Namespace, device: torch.device, counts: tuple[int
     )
     world, journal = WORLDS[options.world], Journal(options.out)
     context = Context(sizes, options.out, options.folder, device, 0, journal, world)
+    context.workers = options.workers
     vae = read_vae(find(VAE, options.folder, DEMO_FOLDER)).to(device, context.dtype)
     text_path = find(TEXT, options.folder, DEMO_FOLDER)
     words = CaptionRows(read_weights(text_path)["spiece_model"].numpy().tobytes(), world)
@@ -175,29 +186,40 @@ def run_row(bench: Bench, row: Row, questions: Questions) -> tuple[Made, list[Te
     """What the sampler made, measured clip by clip, and a few of the clips."""
     context, plan = bench.context, row.plan
     denoisers = load_denoisers(row, bench.folder, context.device, context.dtype, bench.compiles)
-    rng = Generator().manual_seed(RENOISE_SEED)
-    latents, seconds, warm = [], 0.0, set()
-    for start, stop in even_parts(len(questions), context.sizes.teacher_batch):
-        prompt_rows = questions.prompt_rows(start, stop).to(context.device)
-        texts = (questions.texts[0][prompt_rows], questions.texts[1][prompt_rows])
-        image = questions.image_PCTHW
-        image = None if image is None else image[prompt_rows]
-        noise = questions.noise_BCTHW[start:stop].to(context.device)
-        if stop - start not in warm:
-            warm_up(denoisers, row, (noise, texts, image))
-            warm.add(stop - start)
+    parts = even_parts(len(questions), context.sizes.teacher_batch)
+    for start, stop in {stop - start: (start, stop) for start, stop in parts}.values():
+        warm_up(denoisers, row, inputs_of(context, questions, start, stop))
+
+    def walk(part: tuple[int, int]) -> tuple[Tensor, float]:
+        inputs = inputs_of(context, questions, *part)
+        rng = Generator().manual_seed(RENOISE_SEED + part[0])
         started = clock(context.device)
-        latents.append(follow_plan(denoisers, plan, noise, texts, image, rng))
-        seconds += clock(context.device) - started
+        latent = follow_plan(row.reusing(denoisers), plan, *inputs, rng)
+        return latent, clock(context.device) - started
+
+    latents, seconds = zip(*context.each(walk, parts), strict=True)
     made, clips = measure(bench, torch.cat(latents), questions)
-    made = replace(made, seconds=seconds, plan=plan)
+    made = replace(made, seconds=sum(seconds), plan=plan)
     print(
-        f"{row.task} {row.name}: {100 * made.scores['all'].mean():.1f}, {seconds:.2f} s", flush=True
+        f"{row.task} {row.name}: {100 * made.scores['all'].mean():.1f}, {made.seconds:.2f} s",
+        flush=True,
     )
     return made, clips
 
 
-def warm_up(denoisers: list[Denoiser], row: Row, inputs: tuple) -> None:
+Inputs = tuple[Tensor, tuple[TextStates, TextStates], Tensor | None]
+
+
+def inputs_of(context: Context, questions: Questions, start: int, stop: int) -> Inputs:
+    """Noise, states with and without words, and first frames of some clips."""
+    prompt_rows = questions.prompt_rows(start, stop).to(context.device)
+    texts = (questions.texts[0][prompt_rows], questions.texts[1][prompt_rows])
+    image = questions.image_PCTHW
+    noise = questions.noise_BCTHW[start:stop].to(context.device)
+    return noise, texts, None if image is None else image[prompt_rows]
+
+
+def warm_up(denoisers: list[Denoiser], row: Row, inputs: Inputs) -> None:
     """One step of each expert at this batch, so that no row pays for what is done once."""
     for denoiser in denoisers:
         follow_plan([denoiser], one_step(row.plan), *inputs, Generator())
@@ -218,17 +240,24 @@ def clock(device: torch.device) -> float:
 
 def measure(bench: Bench, latents: Tensor, questions: Questions) -> tuple[Made, list[Tensor]]:
     """Decode and judge some clips at a time; only the first few are kept."""
-    context, scores, features, first_frames = bench.context, [], [], []
-    clips: list[Tensor] = []
-    step = context.sizes.chunk
-    for start in range(0, len(latents), step):
+    context, step = bench.context, bench.context.sizes.chunk
+
+    def look(start: int) -> tuple[dict[str, Tensor], Tensor, list[Tensor], list[Tensor]]:
         prompt_rows = questions.prompt_rows(start, start + step).to(context.device)
         pixels = context.decode(bench.vae, latents[start : start + step])
-        scores.append(clip_scores(judge(pixels, questions.scenes[prompt_rows], context.world)))
-        features.append(clip_features(pixels, context.world))
+        first_frames = []
         if questions.image_PCTHW is not None:
             first_frames.append(first_frame_psnr(pixels, questions.first_PCHW[prompt_rows]))
-        clips += [clip.cpu() for clip in pixels[: SHEET_CLIPS - len(clips)]]
+        return (
+            clip_scores(judge(pixels, questions.scenes[prompt_rows], context.world)),
+            clip_features(pixels, context.world),
+            first_frames,
+            [clip.cpu() for clip in pixels[: max(0, SHEET_CLIPS - start)]],
+        )
+
+    seen = context.each(look, range(0, len(latents), step))
+    scores, features, frames, shown = zip(*seen, strict=True)
+    first_frames, clips = list(chain(*frames)), list(chain(*shown))
     by_prompt = (-1, questions.seeds)
     joined = {name: torch.cat([part[name] for part in scores]) for name in scores[0]}
     made = Made(
@@ -257,19 +286,19 @@ def print_estimate(bench: Bench, rows: list[Row]) -> None:
     measure(bench, latent, some)
     decode = (clock(context.device) - started) / len(some)
     clips = len(questions)
-    total = clips * sum(one.forwards * forward + decode for one in rows)
+    total = clips * sum(one.forwards * forward + decode for one in rows) / context.workers
     print(
-        f"{len(rows)} rows, {len(rows) * clips} clips, {device_name(context.device)}: "
+        f"{len(rows)} rows, {len(rows) * clips} clips, {device_name(context)}: "
         f"{1000 * forward:.1f} ms a forward and {1000 * decode:.0f} ms to decode and judge each, "
         f"about {total / 60:.1f} minutes",
         flush=True,
     )
 
 
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+def device_name(context: Context) -> str:
+    if context.device.type == "cuda":
+        return torch.cuda.get_device_name(context.device)
+    return f"CPU, {context.workers} threads"
 
 
 if __name__ == "__main__":

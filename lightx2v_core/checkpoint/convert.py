@@ -1,4 +1,4 @@
-"""A transformer file into one of fewer bits, tensor by tensor: never more than one in memory.
+"""A transformer or text encoder into one of fewer bits, one tensor in memory at a time.
 
 Format: https://huggingface.co/docs/safetensors
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,11 @@ from .layouts import official_names
 from .source import DTYPE_NAMES, Checkpoint, open_checkpoint
 from .writing import replacing
 
+# The linears of a UMT5 encoder by their official names, and by those of transformers.
+TEXT_LINEAR = re.compile(
+    r"(^|\.)(attn|SelfAttention)\.[qkvo]\.weight$"
+    r"|(^|\.)(ffn|DenseReluDense)\.(gate\.0|fc1|fc2|wi_0|wi_1|wo)\.weight$"
+)
 ALIGNMENT = 8  # of the first tensor, as the safetensors library pads
 SCHEMES = (*WRITTEN, *GGUF_SCHEMES)
 OnTensor = Callable[[int, int], None]  # bytes written, bytes in all
@@ -36,11 +42,13 @@ def _ignore(done: int, total: int) -> None:
 def quantise_file(
     source: str | Path, target: str | Path, scheme: str, on_tensor: OnTensor = _ignore
 ) -> None:
-    """Write `source` to `target` with the linears of its blocks quantised; official names.
+    """Write `source` to `target` with the linears of its blocks quantised; a transformer gets
+    official names.
 
     The rest keeps its dtype, but for what GGUF wants in F32. Raises RequestError for a target that
     exists or an unknown scheme, and CheckpointError for a source that is no full-precision Wan
-    transformer or a disk that is full; nothing half-written is left.
+    transformer or UMT5 encoder (that one not as GGUF) or a disk that is full; nothing half-written
+    is left.
     """
     target = Path(target)
     if scheme not in SCHEMES:
@@ -52,11 +60,14 @@ def quantise_file(
         raise RequestError(f"{target} must end in {ending}")
     checkpoint = open_checkpoint(source)
     info = detect(checkpoint)
-    if info.kind != "transformer" or info.scheme not in PLAIN:
+    is_text = info.kind == "text encoder" and scheme not in GGUF_SCHEMES and not info.unusable
+    if info.scheme not in PLAIN or not (is_text or info.kind == "transformer"):
+        or_text = "" if scheme in GGUF_SCHEMES else " or UMT5 encoder"
         raise CheckpointError(
-            f"{checkpoint.name} is {info.describe()}; give a Wan transformer in {', '.join(PLAIN)}"
+            f"{checkpoint.name} is {info.describe()}; give a Wan transformer{or_text} in "
+            f"{', '.join(PLAIN)}"
         )
-    _, names = official_names(checkpoint.headers) or ("", {})
+    _, names = official_names(checkpoint.headers) or ("", {n: n for n in checkpoint.headers})
     if scheme in GGUF_SCHEMES:
         write_gguf(target, checkpoint, names, scheme, on_tensor)
         return
@@ -72,8 +83,12 @@ def quantise_file(
 
 
 def is_quantised(name: str, header: TensorHeader) -> bool:
-    """Whether a tensor of that official name is one of the linears that are turned into codes."""
-    return name.startswith("blocks.") and name.endswith(".weight") and len(header.shape) == 2
+    """Whether a tensor of that name is one of the linears that are turned into codes: of a
+    transformer by its official name, or of a text encoder."""
+    if len(header.shape) != 2:
+        return False
+    is_block = name.startswith("blocks.") and name.endswith(".weight")
+    return bool(TEXT_LINEAR.search(name)) or (is_block and "pos_embedding" not in name)
 
 
 def _headers(

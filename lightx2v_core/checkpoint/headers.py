@@ -88,7 +88,8 @@ def refuse_other_formats(path: Path, start: bytes, file_bytes: int) -> None:
             f"{path.name} is a Git-LFS pointer of {file_bytes} bytes, not the weights; "
             "fetch the real file with `git lfs pull` or download it from the model page"
         )
-    if start.lstrip()[:1] == b"<":
+    # The length that safetensors begins with may look like text, but always holds zeros.
+    if start.lstrip()[:1] == b"<" and b"\0" not in start[:8]:
         raise CheckpointError(
             f"{path.name} is a web page, not weights; download the file itself "
             "(a link with /resolve/ in it, logged in where the repository asks for it)"

@@ -142,9 +142,13 @@ OTHERS: tuple[tuple[str, Row], ...] = (
     ("clip vision", (r"models_clip_open-clip", "clip-vit-h", "lightx2v/Encoders", "LW", "", "")),
     ("clip vision", (r"clip_vision_h\.", "clip-vit-h", COMFY_21, "C", "", "")),
 )
+# Releases that the demo's own files name in their metadata.
+DEMO_PRESETS = {"demo": "demo-4step", "demo-base": "demo-base"}
 # What is to be known of a release beside its preset.
+NEEDS_LORA = "not distilled: four steps without CFG need a distillation LoRA beside it"
 NOTES = {
-    "base": "not distilled: four steps without CFG need a distillation LoRA beside it",
+    "base": NEEDS_LORA,
+    "demo-base": NEEDS_LORA,
     "self-forcing": RUNS_AS["Self-Forcing"],
     "causvid": "made for chunks of frames in causal order; its users run 12 steps at shift 7 with "
     "LoRA strength 0.3",
@@ -268,8 +272,8 @@ def refine(info: CheckpointInfo, label: str, metadata: Mapping[str, str]) -> Che
 
 
 def _preset(info: CheckpointInfo, row: Published | None, release: str) -> str | None:
-    if release == "demo" and info.kind == "transformer":
-        return "demo-4step"
+    if release in DEMO_PRESETS and info.kind in ("transformer", "lora"):
+        return DEMO_PRESETS[release]
     if row is None or row.preset is None:
         return None
     is_distilled = release != "base"

@@ -26,6 +26,7 @@ from lightx2v_core.wan.config import WanConfig
 from lightx2v_core.wan.model import WanModel
 from lightx2v_core.wan.vae import VaeConfig, WanVae
 from tests.conftest import VARIANTS, fill, relative_error, tiny_inputs
+from tests.layouts import plain_demo
 from tests.unit.lora.samples import every_kind, written
 from tests.unit.text.samples import official_tensors, spiece_tensor
 
@@ -236,7 +237,7 @@ def test_the_vae_on_the_card_equals_the_cpu():
 @pytest.mark.parametrize("streams", [False, True])
 def test_the_demo_makes_nearly_the_same_video_on_the_card_as_on_the_cpu(streams, caplog):
     """bfloat16 against float32; under a limit that leaves room for two buffers of blocks."""
-    parts = find_parts("demo", "i2v")
+    parts = replace(find_parts("demo", "i2v"), transformer=plain_demo("i2v"))
     request = GenerateRequest("a red circle moving right", image=read_image(START), seed=1)
     expected = Pipeline(parts, torch.device("cpu")).generate(request).frames.float()
 

@@ -220,7 +220,7 @@ def fingerprints_change_with_the_file_and_only_then() -> None:
 def the_demo_is_listed_for_our_loaders_alone() -> str:
     files, presets = pack("nodes.files"), pack("lightx2v_core.presets")
     shipped = {p.name for p in presets.DEMO_FOLDER.glob("*.safetensors")}
-    ours = {n for f in ("diffusion_models", "vae", "text_encoders") for n in files.list_files(f)}
+    ours = {n for folder in files.DEMO_PARTS for n in files.list_files(folder)}
     assert {f"{files.DEMO_PREFIX}{n}" for n in shipped} <= ours
     for folder in folder_paths.folder_names_and_paths:
         names = folder_paths.get_filename_list(folder)

@@ -9,21 +9,51 @@ import pytest
 import torch
 from torch import Generator
 
-from lightx2v_core.assemble import find_parts, load_transformer, load_vae
+from lightx2v_core.assemble import (
+    LoadedTransformer,
+    find_parts,
+    load_text_encoder,
+    load_transformer,
+    load_vae,
+)
+from lightx2v_core.checkpoint.detect import detect
+from lightx2v_core.checkpoint.source import open_checkpoint
+from lightx2v_core.cli import main
+from lightx2v_core.lora.apply import apply_loras
+from lightx2v_core.lora.read import read_lora
 from lightx2v_core.media import read_image
 from lightx2v_core.pipeline import GenerateRequest, Pipeline
-from lightx2v_core.presets import DEMO_FILES, DEMO_FOLDER, Overrides, demo_path
+from lightx2v_core.presets import (
+    DEMO_FILES,
+    DEMO_FOLDER,
+    Overrides,
+    demo_path,
+    make_plan,
+    preset_for,
+)
+from lightx2v_core.sampling.loop import make_noise, sample
+from tests.conftest import relative_error
 from training.captions import plain_prompt, stories
 from training.judge import faithful_share, judge
 from training.world import Scenes, render, sample_scenes
+from training.worlds import PLAIN, WORLDS
 
 CPU = torch.device("cpu")
+METRICS = json.loads((DEMO_FOLDER / "metrics.json").read_text("utf-8"))
+WORLD = WORLDS[METRICS.get("world", PLAIN.name)]  # that it was trained on
+
+
+def least(task: str, name: str, clips: int) -> float:
+    """The quoted score, less two and a half deviations of that many clips, or one of them."""
+    share = METRICS[f"{task} student, 4 steps"][name] / 100
+    room = max(1 / clips, 2.5 * (share * (1 - share) / clips) ** 0.5)
+    return 100 * (share - room) - 0.01
 
 
 def generate(task: str, clips: int, **changes: object) -> tuple[torch.Tensor, Scenes]:
     """Clips of held-out scenes, BCFHW in [-1, 1], and the scenes."""
     pipeline = Pipeline(find_parts("demo", task), CPU)
-    scenes = sample_scenes(64, Generator().manual_seed(123))[:clips]
+    scenes = sample_scenes(64, Generator().manual_seed(123), WORLD)[:clips]
     first = render(scenes, 128, 128, 17)[:, :, 0]
     made = []
     for index, story in enumerate(stories(scenes)):
@@ -40,11 +70,27 @@ def told() -> tuple[torch.Tensor, Scenes]:
     return generate("t2v", 10)
 
 
-def test_the_family_is_whole_and_within_thirty_megabytes():
-    sizes = {part: demo_path(part).stat().st_size for part in DEMO_FILES}
+def test_the_family_is_whole_within_thirty_megabytes_and_as_the_card_says():
+    sizes = {name: demo_path(part).stat().st_size for part, name in DEMO_FILES.items()}
 
-    assert sum(sizes.values()) < 30_000_000
-    assert (DEMO_FOLDER / "README.md").is_file()
+    card = (DEMO_FOLDER / "README.md").read_text("utf-8")
+    rows = {line.split("`")[1]: line for line in card.splitlines() if line.startswith("| `demo")}
+    total = sum(sizes.values())
+    assert total <= 30_000_000
+    assert METRICS["bytes"] == {**sizes, "all": total, "limit": 30_000_000}
+    for name, size in sizes.items():
+        assert rows[name].endswith(f"| {size / 1e6:.2f} |"), "training.ship writes the table"
+    assert {path.name for path in DEMO_FOLDER.glob("*.safetensors")} == set(sizes)
+
+
+def test_eight_bits_cost_the_judge_nothing_that_he_can_tell():
+    lines = {line["sampler"]: line for line in METRICS["forms"]}
+
+    assert {"t2v distilled, 4 steps", "i2v distilled, 4 steps"} <= set(lines)
+    for name, line in lines.items():
+        _, low, high = line["difference"]
+        assert low <= 0.5 and high >= -0.5, f"{name}: {low} to {high} points"
+        assert line["prompts"] >= 48
 
 
 @pytest.mark.parametrize(
@@ -57,9 +103,74 @@ def test_a_demo_transformer_is_detected_as_what_it_is(task, family, channels):
     assert (info.config.in_dim, info.config.clip_tokens) == (channels, 0)
 
 
+def test_the_base_asks_for_fifty_guided_steps_and_with_a_lora_for_four():
+    infos = {part: detect(open_checkpoint(demo_path(part))) for part in DEMO_FILES}
+
+    bare = make_plan(preset_for(infos["base"]))
+    shortened = make_plan(preset_for(infos["base"], [infos["lora"]]))
+    two = make_plan(preset_for(infos["base"], [infos["high"], infos["low"]]), experts=2)
+
+    assert (bare.steps, bare.cfg) == (50, 3.0)
+    assert (shortened.steps, shortened.cfg) == (4, 1.0)
+    assert shortened.sigmas == make_plan(preset_for(infos["t2v"])).sigmas
+    assert (two.experts, two.cfg) == ((0, 0, 1, 1), 1.0)
+    assert preset_for(infos["base"]).size == preset_for(infos["t2v"]).size
+
+
+def test_the_command_line_finds_the_parts_beside_the_base_and_the_expert_of_each_lora(
+    tmp_path, capsys
+):
+    base, lora, high, low = (str(demo_path(part)) for part in ("base", "lora", "high", "low"))
+    common = ["generate", "--prompt", "a star", "--dry-run", "--output", str(tmp_path / "x.mp4")]
+
+    codes = [
+        main([*common, "--model", base]),
+        main([*common, "--model", base, "--lora", lora, "--strict"]),
+        main([*common, "--model", base, "--low-noise-model", base, "--lora", low, "--lora", high]),
+    ]
+
+    said, warned = capsys.readouterr()
+    assert (codes, warned) == ([0, 0, 0], "")
+    assert "50 steps, euler, CFG 3 (preset demo-base, shift 5; not distilled" in said
+    assert "4 steps, euler, CFG off (preset demo-4step, shift 5; settings of the LoRA" in said
+    assert "high noise: demo_high_noise_lora.safetensors: matched" in said
+    assert "step 3-4, low noise" in said and "LoRA demo_low_noise_lora.safetensors 1" in said
+
+
+@torch.inference_mode()
+def walk(experts: list[LoadedTransformer]) -> torch.Tensor:
+    """Latents of two prompts after the four distilled steps, walked by one expert or two."""
+    preset = preset_for(detect(open_checkpoint(demo_path("t2v"))))
+    plan = make_plan(preset, experts=len(experts))
+    colors = ("red", "green")
+    prompts = [f"a large {color} circle moving left on a grey background" for color in colors]
+    text = load_text_encoder(demo_path("text"), dtype=torch.float32).encode(prompts)
+
+    def denoise(x: torch.Tensor, sigma: float, step: int) -> torch.Tensor:
+        return experts[plan.expert_at(step)].model(x, torch.full((2,), 1000 * sigma), text)
+
+    rng = Generator().manual_seed(4)
+    noise = torch.cat([make_noise(preset.size.latent_shape(), rng) for _ in prompts])
+    return sample(denoise, noise, plan, rng)
+
+
+def test_the_lora_and_the_experts_bring_the_base_to_what_the_distilled_model_makes():
+    expected = walk([load_transformer(demo_path("t2v"))])
+    bare = relative_error(walk([load_transformer(demo_path("base"))]), expected)
+
+    errors = []
+    for parts in (["lora"], ["high", "low"]):
+        experts = [load_transformer(demo_path("base")) for _ in parts]
+        for part, expert in zip(parts, experts, strict=True):
+            apply_loras(expert.model, [(read_lora(demo_path(part)), 1.0)])
+        errors.append(relative_error(walk(experts), expected))
+
+    assert max(errors) < 0.95 * bare, f"{errors} of {bare}"
+
+
 def test_the_folded_vae_gives_unit_latents_and_clear_pictures():
     vae = load_vae(demo_path("vae"))
-    pixels = render(sample_scenes(3, Generator().manual_seed(5)), 128, 128, 17)
+    pixels = render(sample_scenes(3, Generator().manual_seed(5), WORLD), 128, 128, 17)
 
     with torch.inference_mode():
         latent = vae.encode(pixels)
@@ -68,36 +179,36 @@ def test_the_folded_vae_gives_unit_latents_and_clear_pictures():
     psnr = 10 * torch.log10(4 / (made - pixels).square().mean())
     assert abs(float(latent.mean())) < 0.1
     assert 0.8 < float(latent.std()) < 1.2
-    assert psnr > 29, f"{psnr:.1f} dB"
+    assert psnr > 28, f"{psnr:.1f} dB"
 
 
 def test_words_decide_the_colour_in_four_steps(told):
     clips, scenes = told
 
-    assert judge(clips, scenes).scores()["color"] >= 90
+    assert judge(clips, scenes, WORLD).scores()["color"] >= least("t2v", "color", 10)
 
 
 def test_words_decide_shape_and_direction(told):
-    """The card's 91 and 99 percent, with room for ten clips; chance is 25 and 12.5."""
     clips, scenes = told
 
-    scores = judge(clips, scenes).scores()
+    scores = judge(clips, scenes, WORLD).scores()
 
-    assert scores["shape"] >= 70
-    assert scores["direction"] >= 90
+    chance = {"shape": 100 / WORLD.shapes, "direction": 12.5}
+    for name, share in chance.items():
+        assert scores[name] >= max(least("t2v", name, 10), 2 * share), name
 
 
 def test_a_picture_is_continued_in_the_direction_the_words_say():
     clips, scenes = generate("i2v", 5)
     first = render(scenes, 128, 128, 17)[:, :, 0]
 
-    scores = judge(clips, scenes).scores()
+    scores = judge(clips, scenes, WORLD).scores()
     _, psnr = faithful_share(clips, first)
 
-    # One of the five is a small star, which the VAE itself blurs too much for the judge.
-    assert scores["color"] == 100
-    assert scores["direction"] >= 80
-    assert psnr > 30, f"first frame {psnr:.1f} dB"
+    for name in ("color", "direction"):
+        assert scores[name] >= least("i2v", name, 5), name
+    quoted = METRICS["i2v student, 4 steps"]["first_frame_psnr"]
+    assert psnr > quoted - 4, f"first frame {psnr:.1f} dB"
 
 
 def test_one_step_is_blurrier_than_the_four_it_was_trained_for(told):
@@ -117,11 +228,10 @@ def test_the_start_picture_is_one_of_the_demos_world():
 
 
 def test_the_card_quotes_the_measured_scores():
-    metrics = json.loads((DEMO_FOLDER / "metrics.json").read_text())
-    card = (DEMO_FOLDER / "README.md").read_text()
+    card = (DEMO_FOLDER / "README.md").read_text("utf-8")
 
     for task, row in (("t2v", "T2V shipped"), ("i2v", "I2V shipped")):
         line = next(line for line in card.splitlines() if row in line)
-        scores = metrics[f"{task} student, 4 steps"]
+        scores = METRICS[f"{task} student, 4 steps"]
         for name in ("color", "shape", "direction", "count"):
             assert f"**{scores[name]:.0f}**" in line, (row, name)

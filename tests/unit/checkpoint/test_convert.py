@@ -10,12 +10,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lightx2v_core.assemble import load_transformer
+from lightx2v_core.assemble import load_text_encoder, load_transformer
 from lightx2v_core.checkpoint.convert import quantise_file
+from lightx2v_core.checkpoint.source import open_checkpoint
 from lightx2v_core.cli import main
 from lightx2v_core.errors import CheckpointError, RequestError
 from lightx2v_core.quant.quantise import WRITTEN
 from tests.conftest import relative_error, tiny_inputs, tiny_model
+from tests.unit.text.samples import hugging_face_tensors, official_tensors, spiece_tensor
 
 SCHEMES = {"fp8": "fp8-row", "fp8-tensor": "fp8-tensor", "int8": "int8-row"}
 # Half a step of the grid over the largest value: 1/16 of a value's binade, 1/254 of the row.
@@ -44,6 +46,26 @@ def test_a_written_file_is_detected_smaller_and_near_its_source(source, tmp_path
     inputs = tiny_inputs(plain.model.config, batch=1)
     with torch.inference_mode():
         assert relative_error(loaded.model(**inputs), plain.model(**inputs)) < 0.05
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("make", [official_tensors, hugging_face_tensors])
+def test_a_text_encoder_is_written_with_codes_in_its_linears_alone(tmp_path, scheme, make):
+    tensors = {name: tensor.bfloat16() for name, tensor in make().items()}
+    save_file(tensors | {"spiece_model": spiece_tensor()}, tmp_path / "umt5.safetensors")
+
+    quantise_file(tmp_path / "umt5.safetensors", tmp_path / "q.safetensors", scheme)
+
+    headers = open_checkpoint(tmp_path / "q.safetensors").headers
+    codes = {name for name, header in headers.items() if header.dtype in ("I8", "F8_E4M3")}
+    codes.discard("scaled_fp8")
+    assert len(codes) == 2 * 7, "q k v o, gate, fc1, fc2 of two blocks"
+    assert not any("pos_embedding" in name or "relative" in name for name in codes)
+    encoders = [load_text_encoder(tmp_path / f"{n}.safetensors") for n in ("umt5", "q")]
+    plain, packed = (encoder.encode(["a red fox"]) for encoder in encoders)
+    assert 0 < relative_error(packed, plain) < 0.1
+    with pytest.raises(CheckpointError, match="text encoder, .* give a Wan transformer in"):
+        quantise_file(tmp_path / "umt5.safetensors", tmp_path / "q.gguf", "gguf-Q8_0")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -93,7 +115,9 @@ def test_what_cannot_be_quantised_is_refused(source, tmp_path):
     quantise_file(source, tmp_path / "q.safetensors", "fp8")
     save_file({"decoder.middle.0.residual.0.gamma": torch.ones(4)}, tmp_path / "vae.safetensors")
 
-    with pytest.raises(CheckpointError, match="fp8-row, .* give a Wan transformer in fp32"):
+    with pytest.raises(
+        CheckpointError, match="fp8-row, .* give a Wan transformer or UMT5 encoder in"
+    ):
         quantise_file(tmp_path / "q.safetensors", tmp_path / "r.safetensors", "int8")
     with pytest.raises(CheckpointError, match=r"vae\.safetensors is vae"):
         quantise_file(tmp_path / "vae.safetensors", tmp_path / "r.safetensors", "int8")

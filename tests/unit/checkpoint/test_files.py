@@ -120,6 +120,17 @@ def header_only(text: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
+def test_a_header_whose_length_begins_like_a_web_page_is_read(tmp_path):
+    text = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    content = header_only(text.ljust(0x3C20)) + struct.pack("<f", 1.5)
+    assert content[:2] == b" <"
+    (tmp_path / "a.safetensors").write_bytes(content)
+
+    checkpoint = open_checkpoint(tmp_path / "a.safetensors")
+
+    assert checkpoint.tensors({"w": "w"})["w"].tolist() == [1.5]
+
+
 LYING = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}).encode()
 GAP = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}).encode()
 

@@ -18,11 +18,11 @@ from lightx2v_core.checkpoint.gguf_writing import GGUF_SCHEMES, WRITTEN_TYPES
 from lightx2v_core.checkpoint.source import open_checkpoint
 from lightx2v_core.cli import main
 from lightx2v_core.errors import CapabilityError, CheckpointError
-from lightx2v_core.presets import demo_path
 from lightx2v_core.quant.ggml import GgmlLinear
 from lightx2v_core.wan.config import WanConfig
 from lightx2v_core.wan.model import WanModel
 from tests.conftest import fill, relative_error, tiny_inputs
+from tests.layouts import plain_demo
 
 CONFIG = WanConfig(dim=256, ffn_dim=512, num_layers=1, text_dim=64)
 
@@ -173,8 +173,8 @@ def test_the_command_writes_gguf_and_tells_the_size(source, tmp_path, capsys):
     [("gguf-Q8_0", 0.003, 0.015, 0.65), ("gguf-Q4_0", 0.05, 0.26, 0.42)],
 )
 def test_the_demo_in_gguf_runs_close_to_its_source(tmp_path, scheme, least, most, smaller):
-    quantise_file(demo_path("t2v"), tmp_path / "q.gguf", scheme)
-    plain, loaded = load_transformer(demo_path("t2v")), load_transformer(tmp_path / "q.gguf")
+    quantise_file(plain_demo("t2v"), tmp_path / "q.gguf", scheme)
+    plain, loaded = load_transformer(plain_demo("t2v")), load_transformer(tmp_path / "q.gguf")
     generator = torch.Generator().manual_seed(3)
     inputs = {
         "x_BCTHW": torch.randn(1, 16, 3, 16, 16, generator=generator),
@@ -191,5 +191,5 @@ def test_the_demo_in_gguf_runs_close_to_its_source(tmp_path, scheme, least, most
         "demo",
         "wan2.1",
     )
-    assert (tmp_path / "q.gguf").stat().st_size < smaller * demo_path("t2v").stat().st_size
+    assert (tmp_path / "q.gguf").stat().st_size < smaller * plain_demo("t2v").stat().st_size
     assert least < error < most, f"{error:.4f}"

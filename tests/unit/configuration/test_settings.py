@@ -20,8 +20,8 @@ from lightx2v_core.configuration.settings import (
 )
 from lightx2v_core.datatypes import VideoSize
 from lightx2v_core.errors import CapabilityError, CheckpointError, RequestError
-from lightx2v_core.presets import PRESETS, demo_path
-from tests.layouts import SMALL, add_encoders, arrange, link
+from lightx2v_core.presets import PRESETS
+from tests.layouts import SMALL, add_encoders, arrange, link, plain_demo
 
 PRESET = PRESETS["demo-4step"]
 
@@ -29,7 +29,7 @@ PRESET = PRESETS["demo-4step"]
 @pytest.fixture(scope="module")
 def fp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("fp8") / "demo_fp8.safetensors"
-    quantise_file(demo_path("t2v"), path, "fp8")
+    quantise_file(plain_demo("t2v"), path, "fp8")
     return path
 
 
@@ -71,7 +71,7 @@ def split_blocks(source: Path, folder: Path) -> None:
 
 
 def test_the_documented_values_become_the_plan(home):
-    link(demo_path("t2v"), home / "distill_models/distill_model.safetensors")
+    link(plain_demo("t2v"), home / "distill_models/distill_model.safetensors")
 
     made = settings(home)
 
@@ -97,21 +97,21 @@ def test_the_documented_values_become_the_plan(home):
     ],
 )
 def test_a_transformer_is_found_in_each_documented_place(home, at, changes):
-    link(demo_path("t2v"), home / at)
+    link(plain_demo("t2v"), home / at)
 
     found = settings(home, **changes).parts.transformer
 
-    assert found.resolve() == demo_path("t2v").resolve()
+    assert found.resolve() == plain_demo("t2v").resolve()
 
 
 def test_an_old_pickle_is_found(home):
-    torch.save(load_file(demo_path("t2v")), home / "distill_model.pt")
+    torch.save(load_file(plain_demo("t2v")), home / "distill_model.pt")
 
     assert settings(home).parts.transformer == home / "distill_model.pt"
 
 
 def test_distilled_weights_come_before_the_base_beside_them(home, fp8):
-    link(demo_path("t2v"), home / "distill_models/distill_model.safetensors")
+    link(plain_demo("t2v"), home / "distill_models/distill_model.safetensors")
     base = link(fp8, home / "diffusion_pytorch_model.safetensors")
 
     assert settings(home).parts.transformer.parent.name == "distill_models"
@@ -148,7 +148,7 @@ def test_a_block_split_folder_runs(home, fp8):
 
 
 def test_of_several_models_the_configurations_format_decides(home, fp8):
-    link(demo_path("t2v"), home / "wan2.1_t2v_14b_lightx2v_4step.safetensors")
+    link(plain_demo("t2v"), home / "wan2.1_t2v_14b_lightx2v_4step.safetensors")
     link(fp8, home / "wan2.1_t2v_14b_scaled_fp8_e4m3_lightx2v_4step.safetensors")
 
     full = settings(home)
@@ -162,7 +162,7 @@ def test_of_several_models_the_configurations_format_decides(home, fp8):
 
 
 def test_a_full_file_is_quantised_while_loading_only_where_that_is_asked(home):
-    link(demo_path("t2v"), home / "model.safetensors")
+    link(plain_demo("t2v"), home / "model.safetensors")
     quantised = {"dit_quantized": True, "dit_quant_scheme": "int8-torchao"}
 
     with pytest.raises(RequestError, match=r"is to be int8-torchao, and its file is fp16.*auto_qu"):
@@ -188,7 +188,7 @@ def test_two_experts_come_from_their_folders_or_keys(tmp_path):
     home = tmp_path / "Wan2.2-I2V-A14B"
     add_encoders(home)
     for expert in ("high", "low"):
-        link(demo_path("i2v"), home / f"{expert}_noise_model/{expert}.safetensors")
+        link(plain_demo("i2v"), home / f"{expert}_noise_model/{expert}.safetensors")
     named = {
         f"{e}_noise_original_ckpt": f"{e}_noise_model/{e}.safetensors" for e in ("high", "low")
     }
@@ -206,7 +206,7 @@ def test_loras_are_found_by_both_forms_and_go_to_the_expert_named(tmp_path):
     home = tmp_path / "Wan2.2-I2V-A14B"
     add_encoders(home)
     for expert in ("high", "low"):
-        link(demo_path("i2v"), home / f"{expert}_noise_model/{expert}.safetensors")
+        link(plain_demo("i2v"), home / f"{expert}_noise_model/{expert}.safetensors")
     write_lora(home / "loras/mine.safetensors")
     entries = [
         {"name": "high_noise_model", "path": "mine.safetensors", "strength": 0.5, "alpha": None},
@@ -227,7 +227,7 @@ def test_loras_are_found_by_both_forms_and_go_to_the_expert_named(tmp_path):
 
 
 def test_a_lora_path_is_taken_from_beside_the_model_folder_too(home):
-    link(demo_path("t2v"), home / "model.safetensors")
+    link(plain_demo("t2v"), home / "model.safetensors")
     path = "Wan2.1-T2V-14B/loras/distill.safetensors"
     write_lora(home.parent / path)
 
@@ -237,11 +237,11 @@ def test_a_lora_path_is_taken_from_beside_the_model_folder_too(home):
 
 
 def test_encoders_are_searched_in_lightx2vs_order(home):
-    link(demo_path("t2v"), home / "model.safetensors")
+    link(plain_demo("t2v"), home / "model.safetensors")
     (home / "fp8").mkdir()
-    quantised = link(demo_path("text"), home / "fp8/models_t5_umt5-xxl-enc-fp8.pth")
-    light = link(demo_path("vae"), home / "lightvaew2_1.pth")
-    tiny = link(demo_path("vae"), home / "lighttaew2_1.pth")
+    quantised = link(plain_demo("text"), home / "fp8/models_t5_umt5-xxl-enc-fp8.pth")
+    light = link(plain_demo("vae"), home / "lightvaew2_1.pth")
+    tiny = link(plain_demo("vae"), home / "lighttaew2_1.pth")
 
     made = settings(
         home,
@@ -265,7 +265,7 @@ def test_encoders_are_searched_in_lightx2vs_order(home):
     ],
 )
 def test_what_is_missing_is_named_with_its_places_and_its_key(home, gone, words):
-    link(demo_path("t2v"), home / "model.safetensors")
+    link(plain_demo("t2v"), home / "model.safetensors")
     (home / gone).unlink()
 
     with pytest.raises(CheckpointError, match=words):
@@ -306,14 +306,14 @@ def test_what_is_missing_is_named_with_its_places_and_its_key(home, gone, words)
     ],
 )
 def test_what_is_not_done_or_contradicts_itself_is_refused(home, error, changes, words):
-    demo = demo_path("t2v")
+    demo = plain_demo("t2v")
 
     with pytest.raises(error, match=words):
         settings(link(demo, home / demo.name), **changes)
 
 
 def test_what_asks_for_nothing_is_no_reason_to_refuse(home):
-    link(demo_path("t2v"), home / "model.safetensors")
+    link(plain_demo("t2v"), home / "model.safetensors")
     off = {"changing_resolution": False, "feature_caching": "NoCaching", "parallel": False}
 
     made = settings(home, **off, dit_quant_scheme="Default", lora_configs=None)
@@ -322,7 +322,7 @@ def test_what_asks_for_nothing_is_no_reason_to_refuse(home):
 
 
 def test_several_gpus_are_told_and_processes_refused(home):
-    link(demo_path("t2v"), home / "model.safetensors")
+    link(plain_demo("t2v"), home / "model.safetensors")
     made = settings(home, parallel={"seq_p_size": 4, "seq_p_attn_type": "ulysses"})
 
     assert made.notes == (
@@ -333,7 +333,7 @@ def test_several_gpus_are_told_and_processes_refused(home):
 
 
 def test_guidance_that_a_distilled_model_burns_with_is_a_warning(home):
-    link(demo_path("t2v"), home / "model.safetensors")
+    link(plain_demo("t2v"), home / "model.safetensors")
 
     guided = settings(home, enable_cfg=True, sample_guide_scale=[3.5, 3.5])
     off = settings(home, enable_cfg=False, sample_guide_scale=6)
@@ -343,7 +343,7 @@ def test_guidance_that_a_distilled_model_burns_with_is_a_warning(home):
 
 
 def test_an_attention_that_is_not_installed_gives_way_to_the_exact_one(home):
-    link(demo_path("t2v"), home / "model.safetensors")
+    link(plain_demo("t2v"), home / "model.safetensors")
     named = {"cross_attn_1_type": None, "cross_attn_2_type": None}
 
     sage = settings(home, self_attn_1_type="sage_attn2", **named)
@@ -356,7 +356,7 @@ def test_an_attention_that_is_not_installed_gives_way_to_the_exact_one(home):
 
 
 def test_a_list_decides_over_a_number_of_steps(home):
-    link(demo_path("t2v"), home / "model.safetensors")
+    link(plain_demo("t2v"), home / "model.safetensors")
 
     both = settings(home, infer_steps=8)
     alone = settings(home, infer_steps=8, denoising_step_list=None)

@@ -13,40 +13,18 @@ from lightx2v_core.lora.apply import apply_loras
 from lightx2v_core.lora.read import read_lora
 from lightx2v_core.wan.model import WanModel
 from tests.conftest import fill, relative_error
+from tests.unit.training.small_family import extracted, write_family
 from training import verdicts
-from training.autoencoder import new_vae
-from training.extract import main as extract_main
-from training.files import STUDENTS, TEACHERS, VAE, save_weights
+from training.files import STUDENTS, TEACHERS, save_weights
 from training.samplers import Reusing, all_rows
 from training.sizes import SMOKE
 from training.table import even_parts
 from training.table import main as table_main
-from training.text import new_encoder, save_encoder
-from training.vocabulary import CaptionRows, learn_pieces
 
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny files under the names of the demo: bases, and students that differ in every tensor."""
-    folder = tmp_path_factory.mktemp("family")
-    rows = CaptionRows(learn_pieces(seed=3, count=300))
-    text = new_encoder(SMOKE, rows.model, rows.size, seed=1).transformer
-    save_encoder(folder, text, rows.model)
-    save_weights(folder / VAE, new_vae(SMOKE, seed=1).state_dict())
-    for task in ("t2v", "i2v"):
-        base = fill(WanModel(SMOKE.transformer(task == "i2v"))).state_dict()
-        save_weights(folder / TEACHERS[task], base, task)
-        rng = Generator().manual_seed(5)
-        changed = {n: t + 0.02 * torch.randn(t.shape, generator=rng) for n, t in base.items()}
-        save_weights(folder / STUDENTS[task], changed, task)
-    return folder
-
-
-def extracted(folder: Path, rank: int, dtype: str = "fp32") -> Path:
-    out = folder / f"lora_{rank}_{dtype}.safetensors"
-    files = (folder / TEACHERS["t2v"], folder / STUDENTS["t2v"], out)
-    extract_main([*map(str, files), "--rank", str(rank), "--dtype", dtype])
-    return out
+    return write_family(tmp_path_factory.mktemp("family"))
 
 
 def velocity(path: Path, lora: Path | None = None) -> torch.Tensor:
@@ -116,7 +94,7 @@ def test_a_distill_lora_has_the_names_and_type_of_the_published_ones(
 def test_the_table_has_every_row_whose_files_are_there(
     family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    extracted(family, rank=8).rename(family / "demo_distill_lora.safetensors")
+    extracted(family, rank=8, name="demo_distill_lora.safetensors")
 
     folders = ["--folder", str(family), "--out", str(tmp_path)]
     table_main(["--smoke", *folders, "--prompts", "2", "--seeds", "2"])
@@ -136,6 +114,26 @@ def test_the_table_has_every_row_whose_files_are_there(
     assert "| t2v: distilled, renoise, 4 steps | 4 |" in (tmp_path / "table.md").read_text("utf-8")
     for name in ("scores.png", "bars.png", "sheet.png"):
         assert (tmp_path / name).stat().st_size > 0
+
+
+def test_two_clips_at_once_are_measured_as_one_after_the_other(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.table.QUICK_REAL_CLIPS", 12)
+    monkeypatch.setattr("training.table.CPU_BATCH", 1)
+    names = ["distilled, 4 steps", "distilled, renoise, 4 steps"]
+    asked = ["--smoke", "--folder", str(family), "--prompts", "4", "--tasks", "i2v", "t2v"]
+
+    made = {}
+    for workers in (1, 2):
+        monkeypatch.setattr("training.table.share_threads", lambda _, workers=workers: workers)
+        table_main([*asked, "--out", str(tmp_path), "--seeds", "1", "--only", *names])
+        table = json.loads((tmp_path / "table.json").read_text("utf-8"))
+        made[workers] = [(row["score"], row["frechet"]) for row in table["rows"]]
+        assert table["device"] == f"CPU, {workers} threads"
+
+    assert len(made[1]) == 3
+    assert made[1] == made[2]
 
 
 def test_clips_are_shared_out_evenly() -> None:
