@@ -16,6 +16,7 @@ from ..device import Card, describe_card
 from ..errors import CapabilityError
 from .eight_bit import gluon_row_blocked_by, load_gluon, load_triton, triton_row_blocked_by
 from .norm_rotary import HALVES, HEAD_DIM
+from .sixteen_bit import load_gluon16
 from .trial import failure
 from .triton_support import dotted, is_plain_call
 
@@ -186,6 +187,10 @@ def _load_gluon(device: torch.device) -> Attend:
     return load_gluon(device, _load_sdpa(device))
 
 
+def _load_gluon16(device: torch.device) -> Attend:
+    return load_gluon16(device, _load_sdpa(device))
+
+
 def _load_triton(device: torch.device) -> Attend:
     return load_triton(device, _load_sdpa(device))
 
@@ -196,6 +201,7 @@ BACKENDS = {
     "triton": Backend(_load_triton, triton_row_blocked_by, False, ((9, 0),)),
     # Not quantised. On an H200 a forward of ComfyUI took a tenth less time than with cuDNN's.
     "flash3": Backend(_load_flash3, _flash3_blocked_by, True, ((9, 0),)),
+    "gluon16": Backend(_load_gluon16, gluon_row_blocked_by, True, ((9, 0),)),
     "sdpa": Backend(_load_sdpa, lambda card: None),
     "flash": Backend(_load_flash, _flash_blocked_by),
     "sage": Backend(_load_sage, _sage_blocked_by, False),
