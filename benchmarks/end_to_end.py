@@ -8,7 +8,8 @@ prompt and picture, after one that warms up. Case `end_to_end` holds the median 
 of each stage, what loading and the first video took, and the peak of the warm ones. The mp4 is not
 written. With a peer a second line has its own parts, timed in the same run and added up: four
 forwards at the fastest of the settings given by `--setting`, its VAE's encode of the padded clip
-and its decode; its text and CLIP encoders are left out, in its favour. `--tiny` tries it, on a CPU too.
+and its decode; its text and CLIP encoders are left out, in its favour. `--tiny` tries it, on a CPU
+too.
 """
 
 from __future__ import annotations

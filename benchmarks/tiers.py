@@ -121,10 +121,12 @@ class Exam:
     def __init__(self, folder: Path, prompts: int, device: torch.device) -> None:
         preset = preset_for(detect(open_checkpoint(folder / DEMO_FILES["t2v"])))
         self.plan, self.shape = make_plan(preset), preset.size.latent_shape()
-        self.device, self.scenes = device, unseen_scenes(prompts)
+        self.device, scenes = device, unseen_scenes(prompts)
+        self.scenes = scenes.to(device)
         self.vae = load_vae(folder / DEMO_FILES["vae"]).to(device)
         encoder = load_text_encoder(folder / DEMO_FILES["text"], dtype=torch.float32)
-        texts = [plain_prompt(story) for story in stories(self.scenes)]
+        encoder.transformer.to(device)
+        texts = [plain_prompt(story) for story in stories(scenes)]
         parts = [encoder.encode(texts[i : i + BATCH]) for i in range(0, prompts, BATCH)]
         self.text_PSE = torch.cat(parts).to(device)
         self.noise_PCTHW = torch.cat(
@@ -149,9 +151,8 @@ class Exam:
 
             rng = Generator().manual_seed(SEED)
             latent = sample(denoise, self.noise_PCTHW[part], self.plan, rng)
-            clips = self.vae.decode(latent)
-            scenes = self.scenes[part]
-            scores.append(clip_scores(judge(clips.cpu(), scenes))["all"])
+            verdict = judge(self.vae.decode(latent), self.scenes[part])
+            scores.append(clip_scores(verdict)["all"])
         return torch.cat(scores)[:, None]
 
     def _velocity(self, model: torch.nn.Module, part: slice) -> Velocity:

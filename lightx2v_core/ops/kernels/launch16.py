@@ -15,7 +15,7 @@ from .prepass import LOG2_SCALE
 def attend(q_BLND: Tensor, k_BSND: Tensor, v_BSND: Tensor, o_BLND: Tensor) -> None:
     """Fills o. Every stride but the last is a multiple of 16 bytes, the last is one element."""
     B, L, N, D = q_BLND.shape
-    kernel.attend[(triton.cdiv(L, 2 * kernel.ROWS), B * N)](
+    kernel.attend[(triton.cdiv(L, kernel.QUERIES), B * N)](
         _tiles(q_BLND, kernel.ROWS),
         _tiles(k_BSND, kernel.BLOCK),
         _tiles(v_BSND, kernel.BLOCK),
@@ -27,7 +27,8 @@ def attend(q_BLND: Tensor, k_BSND: Tensor, v_BSND: Tensor, o_BLND: Tensor) -> No
         LOG2_SCALE,
         KEYS=kernel.BLOCK,
         D=D,
-        RING=kernel.STAGES,
+        K_RING=kernel.K_STAGES,
+        V_RING=kernel.V_STAGES,
         num_warps=4,
     )
 
