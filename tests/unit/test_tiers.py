@@ -33,9 +33,7 @@ def test_tiers_are_paired_with_the_first_and_what_cannot_run_says_why(
     out = tmp_path / "lines.jsonl"
     asked = ["bf16", "bf16, gluon16", "fp8 linears"]
 
-    code = tiers.main(
-        ["--device", "cpu", "--prompts", "6", "--out", str(out), "--tiers", *asked]
-    )
+    code = tiers.main(["--device", "cpu", "--prompts", "6", "--out", str(out), "--tiers", *asked])
 
     exact, blocked, codes = [json.loads(line) for line in out.read_text().splitlines()]
     assert code == 0
