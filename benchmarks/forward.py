@@ -139,7 +139,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--tiers", nargs="*", choices=("16bit", "8bit"), default=["16bit", "8bit"], help="of ours")
     add("--attention", nargs="+", default=["auto"], help="of our 8-bit tier, each is timed")
-    add("--attention-16bit", default="auto", help="of our 16-bit tier")
+    add("--attention-16bit", nargs="+", default=["auto"], help="of our 16-bit tier, each is timed")
     add("--matmul", nargs="+", default=["auto"], help="of our 8-bit tier, each is timed")
     add("--scheme", choices=tuple(ON_LOAD), default="fp8", help="of our 8-bit tier")
     add("--peer", action="append", default=[], help="comfyui=PATH or diffusers; several times")
@@ -169,7 +169,7 @@ def ours(options: argparse.Namespace, device: torch.device) -> list[Contender]:
     """What was asked of our own tiers, as contenders."""
     made = []
     if "16bit" in options.tiers:
-        made.append(_our("16bit", KEEP, options.attention_16bit, "auto", device))
+        made += [_our("16bit", KEEP, row, "auto", device) for row in options.attention_16bit]
     if "8bit" in options.tiers:
         made += [
             _our("8bit", options.scheme, attention, matmul, device)

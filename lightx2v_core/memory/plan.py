@@ -15,6 +15,7 @@ from ..ops.glue import computes_in_one_pass
 from ..quant.linear import holds_codes
 from ..wan.config import PATCH, TEXT_LEN, WanConfig
 from ..wan.model import WanModel
+from ..wan.vae_card import FILLED
 from .ram import available_bytes, margin_bytes
 from .residency import Residency
 
@@ -29,6 +30,7 @@ WORKSPACE_BYTES = 256 * 2**20
 # Of `vae_bytes`. Seen: 60 maps at one latent frame (float32 on a CPU); 55, 78 and 117 at one, two
 # and four (bfloat16 on an H200, decoding 81 frames of 832x480; 54 and 77 at 1280x720).
 PAST_MAPS, WORKING_MAPS = 36, 24
+FILLED_MAPS = 12  # of the past, and as many at work on each latent frame: inputs of convolutions
 LEAST_SHRINK = GB // 2  # after an out-of-memory error
 SHRINK_SHARE = 0.25
 LESS_SHARE = 0.75  # of the weights planned, when loading them ran out of memory
@@ -91,11 +93,12 @@ def vae_bytes(width: int, size: VideoSize, itemsize: int, latents: int = 1) -> i
     """Activations of the causal VAE at `latents` latent frames at once; `width` is 96 for Wan's.
 
     Counted in maps of full resolution with that many channels: those of the past of every layer,
-    and those at work on the four frames of each latent frame. The frames collected and the clip
-    are not in it.
+    and those at work on the four frames of each latent frame; what a card fills some of them up
+    with is added. The frames collected and the clip are not in it.
     """
-    maps = PAST_MAPS + latents * WORKING_MAPS
-    return maps * width * size.width * size.height * itemsize
+    channels = (PAST_MAPS + latents * WORKING_MAPS) * width
+    channels += FILLED_MAPS * (1 + latents) * (FILLED.get(width, width) - width)
+    return channels * size.width * size.height * itemsize
 
 
 def card_room(device: torch.device, limit_bytes: float | None = None) -> float | None:

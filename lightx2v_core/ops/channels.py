@@ -30,7 +30,8 @@ class Between(NamedTuple):
 
     `total` takes y and may be the memory of the sums or of the residual; `activated` takes y
     normalised, times `gain` C, and through SiLU where `silu`. Either may be missing. Rows of all
-    are pixels: total and residual NHWC, activated the same and contiguous in each clip.
+    are pixels: total and residual NHWC, activated the same and contiguous in each clip. Where
+    activated has more channels, up to the next power of two, zeros fill the others.
     """
 
     bias: Tensor | None = None
@@ -57,7 +58,9 @@ def plain(sums: Tensor, between: Between, phases: bool = False) -> None:
     if between.activated is not None and between.gain is not None:
         squares = y.float().square().sum(dim=-1, keepdim=True).clamp_min(LEAST_SQUARES)
         scaled = y.float() * squares.rsqrt() * math.sqrt(y.shape[-1]) * between.gain.float()
-        between.activated.copy_(F.silu(scaled) if between.silu else scaled)
+        channels = scaled.shape[-1]
+        between.activated[..., :channels] = F.silu(scaled) if between.silu else scaled
+        between.activated[..., channels:] = 0.0
     if between.total is not None:
         between.total.copy_(y)
 
@@ -94,9 +97,9 @@ def _trial(device: torch.device) -> str | None:
     gain = torch.linspace(0.5, 1.5, 48, device=device).half()
 
     def results(row: Pass) -> Tensor:
-        total, activated = torch.empty_like(x), torch.empty_like(x)
+        total, activated = torch.empty_like(x), x.new_empty(*x.shape[:-1], 64)
         row(x, Between(gain, x, total, gain, activated))
-        return torch.stack([total, activated])
+        return torch.cat([total, activated], dim=-1)
 
     def work() -> Tensor:
         from .kernels.channels import fused

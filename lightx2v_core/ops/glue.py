@@ -58,6 +58,14 @@ def norm(x_BLE: Tensor, how: Norm, form: Form) -> Tensor | Rows:
     return kernels.add_norm(x_BLE, None, None, parameters, form, in_place=False)[1]
 
 
+def total(x: Tensor, y: Tensor, form: Form) -> Tensor | Rows:
+    """x + y, both in the dtype of `form`, in `form`."""
+    kernels = kernels_for(x)
+    if kernels is None or form.codes is None:
+        return _in_form(x + y, form)
+    return kernels.rows(x, form, more=y)
+
+
 def add(x_BLE: Tensor, y_BLE: Tensor, gate_B1E: Tensor, in_place: bool = False) -> Tensor:
     """x + y * gate, float32. `in_place` allows to write over x; what is returned counts."""
     kernels = kernels_for(x_BLE)

@@ -102,7 +102,8 @@ class CrossAttention(nn.Module):
         if inputs.clip_BSE is not None:
             clip = inputs.clip_BSE
             k = norm_rotate(self.k_img(clip), self.norm_k_img, None)
-            y = y + self._attend(q, k, self.v_img(clip), inputs)
+            more = self._attend(q, k, self.v_img(clip), inputs)
+            return self.o(glue.total(y, more, form_for((self.o,), inputs.dtype)))
         return self.o(y)
 
     def _attend(self, q_BNLD: Tensor, k_BLND: Tensor, v: Tensor, inputs: BlockInputs) -> Tensor:

@@ -101,6 +101,18 @@ def test_gelu_and_rows_equal_plain_pytorch(width, form):
         compare(lambda: glue.rows_of(linear(x), form.codes), form._replace(tokens=False))
 
 
+@pytest.mark.parametrize(("width", "form"), PAIRS, ids=str)
+@torch.inference_mode()
+def test_rows_of_a_sum_equal_plain_pytorch_and_change_neither_part(width, form):
+    form = supported(form)
+    x, y = (randn(2, 33, width, seed=seed).to(form.dtype) for seed in (1, 2))
+    before = x.clone(), y.clone()
+
+    compare(lambda: glue.total(x, y, form), form)
+
+    assert torch.equal(x, before[0]) and torch.equal(y, before[1])
+
+
 @torch.inference_mode()
 def test_gelu_in_the_epilogue_of_a_matmul_is_nearer_to_float32_than_one_after_it():
     x, linear = randn(1, 333, 5120).bfloat16(), fill(Linear(5120, 1536)).cuda()

@@ -15,6 +15,11 @@ CODE_EXP writes the float8 code of P without the exponential unit: the code of p
 Exponential Function", 1999), and the running maximum stays on a grid of 1/8 so that offsets are
 whole. A row's scores must lie within 4,096 powers of two of each other, as those of normalised
 queries and keys do.
+
+With it nothing is converted from int32 either: the sums of Q K^T start from the bits of 1.5 * 2^23,
+so that their bits are those of a float32, that constant more than the sum (of 128 products of 127
+by 127 at most). The constant comes off again in the sum that makes the code; scales are rounded to
+whole multiples of 2^-22, 1.5e-4 of a usual one, so that what comes off is whole too.
 """
 
 from __future__ import annotations
@@ -36,6 +41,7 @@ STAGES = 3
 P_LOG2 = gl.constexpr(8.75)
 # 1.5 * 2^23, which leaves a whole number in the low bits, plus the code of 2^8.75: 8 * (8.75 + 7).
 CODE_OFFSET = gl.constexpr(12582912.0 + 126.0)
+SHIFT, SHIFT_BITS = gl.constexpr(12582912.0), gl.constexpr(0x4B400000)  # 1.5 * 2^23
 
 
 @gluon.jit
@@ -46,16 +52,34 @@ def exp2(x):
 
 
 @gluon.jit
-def softmax_step(s, scale, largest, CODE_EXP: gl.constexpr):
+def largest_of(s, KEYS: gl.constexpr):
+    """Of each row: first what lies in one lane, as two chains, which int32 does three at a time."""
+    pairs = gl.max(gl.reshape(s, (64, KEYS // 8, 8)), 1)
+    return gl.convert_layout(
+        gl.max(pairs, 1), gl.SliceLayout(1, s.type.layout), assert_trivial=True
+    )
+
+
+@gluon.jit
+def softmax_step(s, scale, largest, CODE_EXP: gl.constexpr, KEYS: gl.constexpr):
     """P before it is packed, the new maximum in powers of two, the factor of what is summed."""
-    above = gl.maximum(largest, gl.max(s, 1) * scale)
+    top = largest_of(s, KEYS)
     if CODE_EXP:
+        eighth = (8.0 * scale + 3.0) - 3.0  # a multiple of 2^-22: of the numbers from 2 to 4
+        top = (top.to(gl.float32, bitcast=True) - SHIFT) * (0.125 * eighth)
         above = 0.125 * gl.inline_asm_elementwise(
-            "cvt.rpi.f32.f32 $0, $1;", "=f,f", [above * 8.0], gl.float32, is_pure=True, pack=1
+            "cvt.rpi.f32.f32 $0, $1;",
+            "=f,f",
+            [8.0 * gl.maximum(largest, top)],
+            gl.float32,
+            is_pure=True,
+            pack=1,
         )
-        p = s * (scale * 8.0)[:, None] + (CODE_OFFSET - 8.0 * above)[:, None]
+        offset = (CODE_OFFSET - 8.0 * above) - SHIFT * eighth
+        p = s.to(gl.float32, bitcast=True) * eighth[:, None] + offset[:, None]
     else:
-        p = exp2(s * scale[:, None] - (above - P_LOG2)[:, None])
+        above = gl.maximum(largest, top.to(gl.float32) * scale)
+        p = exp2(s.to(gl.float32) * scale[:, None] - (above - P_LOG2)[:, None])
     return p, above, exp2(largest - above)
 
 
@@ -94,10 +118,10 @@ def along(row, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def scores(q, ring, i, no_s, RING: gl.constexpr):
-    """Q K^T with the i-th block of keys, under way."""
+def scores(q, ring, i, start, RING: gl.constexpr, ADD: gl.constexpr):
+    """Q K^T with the i-th block of keys, on top of `start` where ADD, under way."""
     k = ring.index(i % RING).permute((1, 0))
-    return warpgroup_mma(q, k, no_s, use_acc=False, is_async=True)
+    return warpgroup_mma(q, k, start, use_acc=ADD, is_async=True)
 
 
 @gluon.jit
@@ -149,7 +173,7 @@ def consume(
     exponent = gl.load(EXPONENT)
     # What o is counted in. Loaded again: two names of one value are not both carried round a loop.
     unit = gl.load(EXPONENT)
-    no_s = gl.full((64, KEYS), 0, gl.int32, S_LAYOUT)
+    start = gl.full((64, KEYS), SHIFT_BITS if CODE_EXP else 0, gl.int32, S_LAYOUT)
     no_o = gl.full((64, D), 0.0, gl.float32, O_LAYOUT)
     no_sum = gl.full((64, 8), 0.0, gl.float32, SUM_LAYOUT)
     o = no_o
@@ -158,18 +182,18 @@ def consume(
     mbarrier.wait(q_ready, 0)
     q = q_ring.index(GROUP)
     arrived(k_ready, 0, RING)
-    s = warpgroup_mma_wait(0, [scores(q, k_ring, 0, no_s, RING)])
+    s = warpgroup_mma_wait(0, [scores(q, k_ring, 0, start, RING, CODE_EXP)])
     mbarrier.arrive(k_empty.index(0))
     for i in range(0, blocks - 1):
         scale = q_scale * k_scale
         K_SCALE += 1
         EXPONENT += 1
         k_scale = gl.load(K_SCALE)
-        p, largest, shrink = softmax_step(s.to(gl.float32), scale, largest, CODE_EXP)
+        p, largest, shrink = softmax_step(s, scale, largest, CODE_EXP, KEYS)
         p = packed(p, P_LAYOUT, CODE_EXP, KEYS)
         arrived(k_ready, i + 1, RING)
         arrived(v_ready, i, RING)
-        s = scores(q, k_ring, i + 1, no_s, RING)
+        s = scores(q, k_ring, i + 1, start, RING, CODE_EXP)
         more, sums = p_v(p, v_ring, i, ones.index(1), no_o, no_sum, SUM_LAYOUT, RING)
         s, more, sums = warpgroup_mma_wait(0, [s, more, sums])
         mbarrier.arrive(k_empty.index((i + 1) % RING))
@@ -178,7 +202,7 @@ def consume(
         o = o * along(shrink * exp2(unit - exponent), O_LAYOUT) + more
         unit = exponent
         exponent = gl.load(EXPONENT)
-    p, largest, shrink = softmax_step(s.to(gl.float32), q_scale * k_scale, largest, CODE_EXP)
+    p, largest, shrink = softmax_step(s, q_scale * k_scale, largest, CODE_EXP, KEYS)
     p = packed(p, P_LAYOUT, CODE_EXP, KEYS)
     arrived(v_ready, blocks - 1, RING)
     more, sums = p_v(p, v_ring, blocks - 1, ones.index(0), no_o, no_sum, SUM_LAYOUT, RING)

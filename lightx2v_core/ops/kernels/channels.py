@@ -28,6 +28,7 @@ def _between(
     width,
     root,
     C: tl.constexpr,
+    FILLED: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     PHASES: tl.constexpr,
@@ -64,6 +65,9 @@ def _between(
         value = value * (tl.rsqrt(squares) * root)[:, None] * gain[None, :]
         if SILU:
             value = value / (1.0 + tl.exp(-value))
+        # Past C all that was loaded is zero, and so is what came of it.
+        at = pixel[:, None] * FILLED + channel[None, :]
+        mask = (pixel < pixels)[:, None] & (channel < FILLED)[None, :]
         tl.store(activated_ptr + at, value.to(activated_ptr.dtype.element_ty), mask=mask)
 
 
@@ -72,11 +76,14 @@ def fused(sums: Tensor, between: Between, phases: bool = False) -> None:
     bias, residual, total, gain, activated, silu = between
     target = total if total is not None else activated
     assert target is not None, "a pass has a result"
-    *_, height, width, channels = target.shape
-    pixels = target.numel() // channels
+    *_, height, width, _ = target.shape
+    pixels = target.numel() // target.shape[-1]
+    channels = sums.shape[-1] // (4 if phases else 1)
+    filled = channels if activated is None else activated.shape[-1]
     given = [t for t in (sums, bias, residual, total, gain, activated) if t is not None]
     assert all(t.is_contiguous() for t in given), "the kernel addresses pixels one after another"
     block = triton.next_power_of_2(channels)
+    assert channels <= filled <= block, f"{filled} channels cannot be filled from {channels}"
     rows = max(ELEMENTS // block, 1)
     kernel: Any = _between
     with torch.cuda.device_of(sums):
@@ -87,6 +94,7 @@ def fused(sums: Tensor, between: Between, phases: bool = False) -> None:
             width,
             channels**0.5,
             channels,
+            filled,
             rows,
             block,
             phases,

@@ -145,8 +145,10 @@ def _add_norm(
 
 
 @triton.jit
-def _activated(x_ptr, start, column, width, GELU):
+def _activated(x_ptr, y_ptr, start, column, width, ADD, GELU):
     x = tl.load(x_ptr + start + column, mask=column < width, other=0.0).to(tl.float32)
+    if ADD:
+        x += tl.load(y_ptr + start + column, mask=column < width, other=0.0).to(tl.float32)
     if GELU:
         # 0.5 * (1 + tanh(u)) is sigmoid(2u), u = sqrt(2 / pi) * (x + 0.044715 x^3)
         x *= tl.sigmoid(1.5957691216057308 * x * (1.0 + 0.044715 * x * x))
@@ -156,11 +158,13 @@ def _activated(x_ptr, start, column, width, GELU):
 @triton.jit
 def _rows(
     x_ptr,
+    y_ptr,
     tokens_ptr,
     codes_ptr,
     scale_ptr,
     width,
     stride,
+    ADD: tl.constexpr,
     GELU: tl.constexpr,
     TOKENS: tl.constexpr,
     LIMIT: tl.constexpr,
@@ -168,10 +172,10 @@ def _rows(
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    """x, or GELU of it in the tanh form, as tokens, codes or both."""
+    """x, x + y, or GELU of that in the tanh form, as tokens, codes or both."""
     row = tl.program_id(0).to(tl.int64)
-    a = _activated(x_ptr, row * stride, tl.arange(0, HEAD), width, GELU)
-    b = _activated(x_ptr, row * stride, HEAD + tl.arange(0, TAIL), width, GELU)
+    a = _activated(x_ptr, y_ptr, row * stride, tl.arange(0, HEAD), width, ADD, GELU)
+    b = _activated(x_ptr, y_ptr, row * stride, HEAD + tl.arange(0, TAIL), width, ADD, GELU)
     _store_row(
         *(a, b, row, width, tokens_ptr, codes_ptr, scale_ptr), *(HEAD, TAIL, TOKENS, LIMIT, WHOLE)
     )
@@ -304,25 +308,30 @@ def _batch_stride(table: Tensor | None, width: int) -> int:
     return table.stride(0)
 
 
-def rows(x: Tensor, form: Form, gelu: bool = False) -> Tensor | Rows:
-    """x, or its GELU in the tanh form, in `form`. Tokens that are not changed are `x` itself."""
+def rows(x: Tensor, form: Form, gelu: bool = False, more: Tensor | None = None) -> Tensor | Rows:
+    """x, x + more, or GELU of that in the tanh form, in `form`. Tokens that are not changed are `x`
+    itself."""
     width = x.shape[-1]
     flat = x.reshape(-1, width)
-    flat = flat if flat.stride(-1) == 1 else flat.contiguous()
-    targets = _Targets(x, form if gelu else form._replace(tokens=False))
+    flat = flat if flat.stride(-1) == 1 and more is None else flat.contiguous()
+    other = None if more is None else more.reshape(-1, width).contiguous()
+    changes = gelu or more is not None
+    targets = _Targets(x, form if changes else form._replace(tokens=False))
     outputs = (targets.tokens, targets.codes, targets.scale)
     _launch(
         _rows,
         flat.shape[0],
         width,
         flat,
+        other,
         *outputs,
         width,
         flat.stride(0),
+        ADD=more is not None,
         GELU=gelu,
         **targets.flags,
     )
-    if not gelu and form.tokens:
+    if not changes and form.tokens:
         targets.tokens = x
     return targets.activation
 

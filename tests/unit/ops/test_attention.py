@@ -72,7 +72,10 @@ def card(monkeypatch):
 def test_auto_is_exact_for_a_16_bit_model_on_every_card(card, name):
     card(name)
 
-    assert select_attention("auto", "cpu") == "sdpa"
+    taken = select_attention("auto", "cpu")
+
+    assert taken == ("gluon16" if name == "9.0" else "sdpa")
+    assert BACKENDS[taken].is_exact
 
 
 @pytest.mark.parametrize("name", TAKEN)
@@ -159,7 +162,7 @@ def test_on_a_cpu_auto_is_plain_sdpa_and_the_log_says_so(caplog):
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(
-        CapabilityError, match="'magic' is unknown; use auto, gluon, triton, flash3, sdpa"
+        CapabilityError, match="'magic' is unknown; use auto, gluon, triton, flash3, gluon16, sdpa"
     ):
         select_attention("magic")
 

@@ -87,6 +87,18 @@ def test_the_layers_for_cards_give_what_the_plain_ones_give(
 
 
 @torch.inference_mode()
+def test_channels_filled_up_with_zeros_change_nothing(as_on_a_card):
+    vae = fill(WanVae(VaeConfig(24, 24)))  # it has stages of 96
+    filled = vae.encode(clip(9)), vae.decode(latent(3))
+    as_on_a_card.setattr(vae_card, "FILLED", {vae_card.PICTURE: 8})
+
+    plainly = vae.encode(clip(9)), vae.decode(latent(3))
+
+    for one, other in zip(filled, plainly, strict=True):
+        assert relative_error(one, other) <= REORDERED
+
+
+@torch.inference_mode()
 def test_they_too_compute_equal_frames_once(vae, request):
     padded = clip(33)
     padded[:, :, 1:] = 0.0
