@@ -26,7 +26,7 @@ from lightx2v_core.checkpoint.convert import GGUF_SCHEMES, SCHEMES, quantise_fil
 
 from .lines import commit, emit
 from .memory import AnonymousMemory, rss_anon
-from .random_files import I2V_14B, TINY, write_random
+from .random_files import I2V_14B, NVFP4, TINY, write_random
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--schemes", nargs="+", choices=("bf16", *SCHEMES), default=["bf16", "fp8"])
+    parser.add_argument(
+        "--schemes", nargs="+", choices=("bf16", *SCHEMES, NVFP4), default=["bf16", "fp8"]
+    )
     parser.add_argument("--folder", type=Path, help="where the files are written for a while")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl")
     parser.add_argument("--tiny", action="store_true", help="a small model, to try the script")
