@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from tests.unit.text.samples import official_shapes as text_shapes
 from tests.unit.text.samples import spiece_tensor
 from tests.unit.vision.samples import official_shapes as clip_shapes
 
-from .random_models import quantised, random_weights, write_file
+from .random_models import WEIGHT_SEED, quantised, random_weights, write_file
 
 SEED = 3
 # UMT5-XXL and CLIP ViT-H, as Wan 2.1 I2V takes them.
@@ -39,17 +39,47 @@ def write_parts(
     folder: Path, family: Family, scheme: str, device: torch.device, sync: bool = True
 ) -> Parts:
     """Four files in `folder`, those that are there already kept. Drawn on `device`."""
+    path = folder / f"wan2.1_i2v_480p_{scheme}_lightx2v_4step.safetensors"
+    _write_transformer(path, family.transformer, (scheme, WEIGHT_SEED), device, sync)
+    return _write_encoders(path, family, device, sync)
+
+
+def write_experts(
+    folder: Path, family: Family, scheme: str, device: torch.device, sync: bool = True
+) -> Parts:
+    """The same of a Wan 2.2 model: two experts, and no CLIP."""
+    config = replace(family.transformer, clip_tokens=0)
+    paths = [
+        folder / f"wan2.2_i2v_A14b_{noise}_noise_{scheme}_lightx2v_4step.safetensors"
+        for noise in ("high", "low")
+    ]
+    for seed, path in enumerate(paths, start=WEIGHT_SEED):
+        _write_transformer(path, config, (scheme, seed), device, sync)
+    parts = _write_encoders(paths[0], family, device, sync)
+    return replace(parts, low=paths[1], clip=None)
+
+
+def _write_transformer(
+    path: Path, config: WanConfig, drawn: tuple[str, int], device: torch.device, sync: bool
+) -> None:
+    """Of the scheme and seed `drawn`."""
+    if path.is_file():
+        return
+    scheme, seed = drawn
+    tensors = random_weights(config, device, seed=seed)
+    write_file(tensors if scheme == "bf16" else quantised(tensors, scheme), path, sync)
+
+
+def _write_encoders(transformer: Path, family: Family, device: torch.device, sync: bool) -> Parts:
+    """What goes with `transformer`, beside it."""
+    folder = transformer.parent
     paths = Parts(
-        transformer=folder / f"wan2.1_i2v_480p_{scheme}_lightx2v_4step.safetensors",
+        transformer=transformer,
         vae=folder / "wan_2.1_vae.safetensors",
         text=folder / "umt5_xxl_bf16.safetensors",
         clip=folder / "clip_vision_h.safetensors",
     )
     assert paths.clip is not None, "named above"
-    if not paths.transformer.is_file():
-        tensors = random_weights(family.transformer, device)
-        tensors = tensors if scheme == "bf16" else quantised(tensors, scheme)
-        write_file(tensors, paths.transformer, sync)
     if not paths.text.is_file():
         text = _draw(text_shapes(**family.text), device)
         write_file(text | {"spiece_model": spiece_tensor()}, paths.text, sync)

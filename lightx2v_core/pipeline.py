@@ -246,7 +246,8 @@ class Pipeline:
         try:
             return self.text.encode(prompts).to(self.device)
         finally:
-            engine.release(keep_pinned=True)
+            # It runs once for each prompt, and the experts that wait for RAM at every step.
+            engine.release(keep_pinned=not self.turns.leave_no_ram)
 
     def _text_bytes(self, prompts: int) -> int:
         config = self.text.transformer.config

@@ -42,21 +42,33 @@ class Turns:
             return
         activations = self.activations(expert, size)
         if not self._fits_beside(engine.total_bytes + activations):
-            self.release(engine.ram_bytes() + (engine.total_bytes if self._on_card else 0))
+            self.release(self._ram_of(expert), expert)
         job = Job(_name(expert), activations, self.advice(expert, size))
         self.placed.append(place_within(engine, self._device, self._room(), job))
 
-    def release(self, next_bytes: int) -> None:
-        """The experts off the card, and out of RAM too where `next_bytes` would not fit beside
-        them; they can be read again from their files."""
+    def release(self, next_bytes: int, next_expert: LoadedTransformer | None = None) -> None:
+        """The experts off the card, and all but the next one out of RAM too where `next_bytes`
+        would not fit beside them; they can be read again from their files."""
         for expert in self._experts:
             engine = expert.residency
-            is_placed = engine.device is not None
+            holds_ram = engine.device is not None or engine.pinned_bytes > 0
             engine.release(keep_pinned=True)
-            if is_placed and is_ram_short(next_bytes):
+            if holds_ram and expert is not next_expert and is_ram_short(next_bytes):
                 log.info(
                     "%.2f GB of RAM of the %s given back", engine.forget() / 1e9, _name(expert)
                 )
+
+    @property
+    def leave_no_ram(self) -> bool:
+        """Whether the weights of an expert that is yet to be placed would not fit into RAM."""
+        away = (e for e in self._experts if e.residency.device is None)
+        return is_ram_short(max(map(self._ram_of, away), default=0))
+
+    def _ram_of(self, expert: LoadedTransformer) -> int:
+        """What placing it may take anew: what was forgotten, and on a card page-locked copies."""
+        engine = expert.residency
+        locked = max(engine.total_bytes - engine.pinned_bytes, 0) if self._on_card else 0
+        return engine.ram_bytes() + locked
 
     @property
     def is_any_on_card(self) -> bool:
