@@ -34,17 +34,33 @@ class Turns:
     ) -> None:
         self._experts, self._device, self._room = experts, device, room
         self.placed: list[str] = []  # a line for each placing
+        self._made_room = False
 
     def place(self, expert: LoadedTransformer, size: VideoSize) -> None:
-        """`expert` onto the device if it is not there; others leave where both do not fit."""
+        """`expert` onto the device if it is not there, and what left for others back; others
+        leave where both do not fit."""
         engine = expert.residency
-        if engine.device is not None:
+        if engine.device is not None and not self._made_room:
             return
         activations = self.activations(expert, size)
-        if not self._fits_beside(engine.total_bytes + activations):
+        if engine.device is None and not self._fits_beside(engine.total_bytes + activations):
             self.release(self._ram_of(expert), expert)
+        self._made_room = False
         job = Job(_name(expert), activations, self.advice(expert, size))
-        self.placed.append(place_within(engine, self._device, self._room(), job))
+        room = self._room()
+        room = None if room is None else room + engine.loaded_bytes
+        self.placed.append(place_within(engine, self._device, room, job))
+
+    def make_room(self, nbytes: float) -> None:
+        """Room on the card for `nbytes` of others: of a single model only so many blocks leave it,
+        and come back with the next `place`; of two experts the other one is next, and all leave."""
+        engine, room = self._experts[0].residency, self._room()
+        if len(self._experts) > 1 or room is None or not self.is_any_on_card:
+            self.release(0)
+            return
+        self._made_room, short = True, nbytes - room
+        if short > 0 and engine.shrink(short) < short:
+            self.release(0)
 
     def release(self, next_bytes: int, next_expert: LoadedTransformer | None = None) -> None:
         """The experts off the card, and all but the next one out of RAM too where `next_bytes`
@@ -73,6 +89,11 @@ class Turns:
     @property
     def is_any_on_card(self) -> bool:
         return self._on_card and any(e.residency.loaded_bytes for e in self._experts)
+
+    @property
+    def is_whole_on_card(self) -> bool:
+        placed = [e.residency for e in self._experts if e.residency.device is not None]
+        return self.is_any_on_card and not any(engine.streamed for engine in placed)
 
     def may_stay(self, size: VideoSize, others_bytes: int) -> bool:
         """Whether the experts can be left on the card: all whole, with room for a forward at

@@ -7,6 +7,7 @@ its memory does not depend on the length.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +73,16 @@ def latents_at_once(
         if needed + WORKSPACE_BYTES <= (room if latents == 1 else room / 2):
             return latents
     return 0
+
+
+def whole_bytes(vae: nn.Module, size: VideoSize) -> float:
+    """What `vae` takes on the card to work on whole frames, weights too; infinite where nothing
+    can be counted."""
+    if not isinstance(vae, WanVae):
+        return math.inf
+    width, itemsize = max(vae.config.encoder_dim, vae.config.decoder_dim), vae.conv1.weight.itemsize
+    weights = sum(weight.nbytes for weight in vae.parameters())
+    return weights + vae_bytes(width, size, itemsize) + WORKSPACE_BYTES
 
 
 def decode_anyhow(
