@@ -280,7 +280,7 @@ class Pipeline:
         self, request: GenerateRequest, size: VideoSize, on_progress: OnProgress
     ) -> tuple[Tensor, Tensor | None]:
         assert request.image is not None, "the caller has looked"
-        with borrowed(self.vae, self.device):
+        with borrowed(self.vae, self.device, self._free_card):
             condition = image_condition(
                 self.vae,
                 size,
@@ -302,7 +302,7 @@ class Pipeline:
         images = [request.image if request.image.ndim == 3 else request.image[0]]
         if (last := request.last_image) is not None:
             images.append(last if last.ndim == 3 else last[-1])
-        with borrowed(self.clip, self.device):
+        with borrowed(self.clip, self.device, self._free_card):
             features = [self.clip.features(image[None].to(self.device)) for image in images]
         return condition, torch.cat(features, dim=1)
 
@@ -344,7 +344,7 @@ class Pipeline:
         self, latent: Tensor, size: VideoSize, on_progress: OnProgress, rescue: Path | None
     ) -> Tensor:
         try:
-            with borrowed(self.decoder, self.device):
+            with borrowed(self.decoder, self.device, self._free_card):
                 return decode_anyhow(
                     self.decoder,
                     latent,

@@ -7,16 +7,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from lightx2v_core import pipeline, turns
 from lightx2v_core.assemble import Parts
 from lightx2v_core.datatypes import VideoSize
+from lightx2v_core.memory import codec
 from lightx2v_core.memory.plan import WORKSPACE_BYTES
 from lightx2v_core.memory.residency import Residency
 from lightx2v_core.pipeline import GenerateRequest, Pipeline
 from lightx2v_core.turns import Turns
+from tests.unit.memory.test_faults import fail_once
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 REQUEST = GenerateRequest("a red circle", size=VideoSize(32, 16, 5), seed=3)
 
 
@@ -86,3 +89,35 @@ def test_page_locked_copies_of_what_is_not_next_leave_where_ram_is_short(parts, 
 
     assert (engines[0] in locked, engines[1] in locked) == (not short, True)
     assert kept == [not short]
+
+
+def test_a_borrowed_encoder_gets_its_own_tensors_back_whatever_happened(monkeypatch):
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+    def now() -> dict[str, int]:
+        return {n: id(t) for n, t in (*module.named_parameters(), *module.named_buffers())}
+
+    homes = now()
+    with pytest.raises(ValueError, match="inside"), codec.borrowed(module, META):
+        moved = {tensor.device for tensor in module.state_dict().values()}
+        raise ValueError("inside")
+    after = now()
+    monkeypatch.setattr(codec, "to_device", fail_once(codec.to_device, at=1))
+    with pytest.raises(torch.cuda.OutOfMemoryError), codec.borrowed(module, META):
+        pytest.fail("nothing was lent")
+
+    assert moved == {META}
+    assert after == now() == homes
+
+
+def test_an_encoder_that_does_not_fit_beside_others_is_lent_when_they_have_left(
+    monkeypatch, caplog
+):
+    module, freed = nn.Linear(4, 4), []
+    monkeypatch.setattr(codec, "to_device", fail_once(codec.to_device, at=1))
+
+    with codec.borrowed(module, META, lambda: freed.append(1)):
+        moved = module.weight.device
+
+    assert moved == META and freed == [1]
+    assert "everything else leaves" in caplog.text
