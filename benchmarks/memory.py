@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -72,10 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     device = torch.device(options.device)
     size = VideoSize(options.width, options.height, options.frames)
-    made = tempfile.TemporaryDirectory(dir=options.folder, prefix="lightx2v-")
-    with nullcontext("") if options.file else made as folder:
-        config = TINY if options.tiny else I2V_14B
-        path = options.file or write_random(Path(folder), options.scheme, config)
+    with ExitStack() as stack:
+        path, config = options.file, TINY if options.tiny else I2V_14B
+        if path is None:
+            made = tempfile.TemporaryDirectory(dir=options.folder, prefix="lightx2v-")
+            path = write_random(Path(stack.enter_context(made)), options.scheme, config)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         loaded = load_transformer(path, dtype, device=device)
         inputs = _inputs(loaded.model.config, size, device)

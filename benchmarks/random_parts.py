@@ -55,8 +55,8 @@ def write_experts(
     ]
     for seed, path in enumerate(paths, start=WEIGHT_SEED):
         _write_transformer(path, config, (scheme, seed), device, sync)
-    parts = _write_encoders(paths[0], family, device, sync)
-    return replace(parts, low=paths[1], clip=None)
+    parts = _write_encoders(paths[0], replace(family, clip={}), device, sync)
+    return replace(parts, low=paths[1])
 
 
 def _write_transformer(
@@ -71,19 +71,18 @@ def _write_transformer(
 
 
 def _write_encoders(transformer: Path, family: Family, device: torch.device, sync: bool) -> Parts:
-    """What goes with `transformer`, beside it."""
+    """What goes with `transformer`, beside it; CLIP where the family has one."""
     folder = transformer.parent
     paths = Parts(
         transformer=transformer,
         vae=folder / "wan_2.1_vae.safetensors",
         text=folder / "umt5_xxl_bf16.safetensors",
-        clip=folder / "clip_vision_h.safetensors",
+        clip=folder / "clip_vision_h.safetensors" if family.clip else None,
     )
-    assert paths.clip is not None, "named above"
     if not paths.text.is_file():
         text = _draw(text_shapes(**family.text), device)
         write_file(text | {"spiece_model": spiece_tensor()}, paths.text, sync)
-    if not paths.clip.is_file():
+    if paths.clip is not None and not paths.clip.is_file():
         write_file(_draw(clip_shapes(**family.clip), device), paths.clip, sync)
     if not paths.vae.is_file():
         with torch.device("meta"):

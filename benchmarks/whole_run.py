@@ -26,7 +26,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
@@ -135,8 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     family = TINY_FAMILY if options.tiny else FAMILY
     if options.keep:
         options.folder.mkdir(parents=True, exist_ok=True)
-    made = tempfile.TemporaryDirectory(dir=options.folder, prefix="lightx2v-")
-    with nullcontext(options.folder) if options.keep else made as folder:
+    with folder_for(options) as folder:
         write = write_experts if options.two_experts else write_parts
         parts = write(Path(folder), family, options.scheme, device, sync=False)
         if options.write_only:
@@ -156,6 +155,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             limit_to(None)
     return 0
+
+
+def folder_for(options: argparse.Namespace) -> AbstractContextManager[Path | str]:
+    """The one that is kept, or one for a while."""
+    if options.keep:
+        return nullcontext(options.folder)
+    return tempfile.TemporaryDirectory(dir=options.folder, prefix="lightx2v-")
 
 
 def make_parser() -> argparse.ArgumentParser:
