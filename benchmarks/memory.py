@@ -38,7 +38,7 @@ from lightx2v_core.presets import PRESETS, make_plan
 from lightx2v_core.sampling.loop import make_noise, sample
 from lightx2v_core.wan.config import WanConfig
 
-from .lines import Line, about, emit, peak_bytes, reset_peak, wait_for
+from .lines import Line, about, cap, emit, peak_bytes, reset_peak, wait_for
 from .random_files import I2V_14B, TINY, write_random
 
 SAMPLE_SECONDS = 0.05
@@ -128,9 +128,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def measure(subject: Subject, limit: float | None) -> tuple[Run, Tensor]:
-    """The steps under `limit` bytes (None: everything resident), and the latent they lead to."""
+    """The steps under `limit` bytes, which PyTorch gets no more than (None: everything resident),
+    and the latent they lead to."""
     device, engine = subject.device, subject.loaded.residency
     reset_peak(device)
+    cap(device, limit)
     with AnonymousMemory() as memory:
         activations = forward_bytes(subject.loaded.model, video_tokens(subject.size), device)
         room = None if limit is None else card_room(device, limit)
@@ -139,6 +141,7 @@ def measure(subject: Subject, limit: float | None) -> tuple[Run, Tensor]:
         line, pinned = engine.describe(), engine.pinned_bytes
         reserved = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
         engine.release()
+    cap(device, None)
     rest = times[1:]
     seconds, peak = sum(rest) / len(rest), peak_bytes(device)
     run = Run(seconds, times[0], peak, reserved, memory.peak, pinned, line)

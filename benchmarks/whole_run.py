@@ -9,7 +9,8 @@ Prompt and picture to frames on the host through the pipeline: UMT5-XXL, CLIP (n
 shapes with random weights, written to `--folder` first. One process makes the resident videos and
 those under each budget; a JSON line for each budget tells seconds of each stage, the ratio of a
 step to resident, the peak that PyTorch had allocated in any of its videos, page-locked bytes, and
-whether the frames are the same. Budgets go up, so that the first of them page-locks for all.
+whether the frames are the same. PyTorch's allocator gets no more than the budget, gaps included.
+The VAE works on one latent frame at a time throughout, since more at once round otherwise.
 
 With `--ram-gb` the budgets come first, and RAM is looked at every 50 ms from the loading on:
 RssAnon and what PyTorch's page-locked allocator holds. The limit is a control group where one can
@@ -35,12 +36,13 @@ import torch
 
 from lightx2v_core.datatypes import VideoSize
 from lightx2v_core.device import select_device
+from lightx2v_core.memory import codec
 from lightx2v_core.memory.ram import limit_to
 from lightx2v_core.pipeline import Pipeline, Result
 
 from .end_to_end import FAMILY, TINY_FAMILY, make
 from .forward import read_size
-from .lines import Line, about, add_out, emit, reset_peak
+from .lines import Line, about, add_out, cap, emit, reset_peak
 from .memory import AnonymousMemory
 from .random_parts import write_experts, write_parts
 
@@ -110,11 +112,16 @@ class Course:
         self._pipeline, self._size, self._memory = pipeline, size, memory
         self._turns = count()
 
+    @property
+    def samples(self) -> int:
+        return self._memory.samples
+
     def run(self, budget_gb: float | None, untimed: int, timed: int) -> Videos:
         pipeline, reserved, videos = self._pipeline, 0, []
         pipeline.turns.release(0)
         pipeline.vram_bytes = None if budget_gb is None else int(budget_gb * 1e9)
         reset_peak(pipeline.device)
+        cap(pipeline.device, pipeline.vram_bytes)
         for _ in range(untimed + timed):
             number = next(self._turns) % 2
             video = Video(number, *make(pipeline, self._size, number))
@@ -145,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             named = (getattr(parts, field.name) for field in fields(parts))
             forget_pages(path for path in named if path is not None)
             held_by = hold_ram(int(options.ram_gb * 1e9), GROUPS if options.group else ())
+        chunks, codec.CHUNKS = codec.CHUNKS, (1,)
         try:
             with AnonymousMemory() as memory:
                 course = Course(Pipeline(parts, device, options.attention), options.size, memory)
@@ -154,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     emit([line | {"ram_held_by": held_by} | about(device)], options.out)
         finally:
             limit_to(None)
+            codec.CHUNKS = chunks
     return 0
 
 
@@ -186,29 +195,33 @@ def make_parser() -> argparse.ArgumentParser:
 
 def beside_resident(course: Course, options: argparse.Namespace) -> Iterator[Line]:
     """A line for each budget as soon as its videos are there."""
-    resident = course.run(None, 1, options.videos)
-    for index, budget in enumerate(sorted(options.vram_gb)):
-        videos = course.run(budget, 1 if index == 0 else 0, options.videos)
+    resident = course.run(None, 2, options.videos)
+    for budget in options.vram_gb:
+        videos = course.run(budget, 1, options.videos)
         yield line_of(options, budget, videos, resident)
 
 
 def within_ram(course: Course, options: argparse.Namespace) -> Iterator[Line]:
-    """The budgets first, while RAM is short; then the limit is lifted."""
-    budgets = sorted(options.vram_gb)
-    runs = [course.run(b, 1 if i == 0 else 0, options.videos) for i, b in enumerate(budgets)]
+    """The budgets first, while RAM is short, each told at once; then the limit is lifted, and
+    they are told again beside resident."""
+    told: list[tuple[float, Videos, Line]] = []
+    for budget in options.vram_gb:
+        videos = course.run(budget, 0, options.videos)
+        kept: Line = {"ram_gb": options.ram_gb, "ram_samples": course.samples}
+        kept["within_ram"] = videos.ram_peak <= options.ram_gb * 1e9
+        told.append((budget, videos, kept))
+        yield line_of(options, budget, videos, None) | kept
     limit_to(None)
-    resident = course.run(None, 1, options.videos)
-    for budget, videos in zip(budgets, runs, strict=True):
-        kept = {"ram_gb": options.ram_gb, "within_ram": videos.ram_peak <= options.ram_gb * 1e9}
+    resident = course.run(None, 0, max(2, options.videos))
+    for budget, videos, kept in told:
         yield line_of(options, budget, videos, resident) | kept
 
 
 def line_of(
-    options: argparse.Namespace, budget_gb: float, videos: Videos, resident: Videos
+    options: argparse.Namespace, budget_gb: float, videos: Videos, resident: Videos | None
 ) -> Line:
     size, experts = options.size, 2 if options.two_experts else 1
-    expected = {video.number: video.result.frames for video in resident.all}
-    return {
+    line: Line = {
         "case": "whole_run",
         "scheme": options.scheme,
         "experts": experts,
@@ -216,10 +229,15 @@ def line_of(
         "size": [size.width, size.height, size.frames],
         "budget_gb": budget_gb,
         "streamed": videos.told(),
+        "within_budget": videos.peak <= budget_gb * 1e9,
+    }
+    if resident is None:
+        return line
+    expected = {video.number: video.result.frames for video in resident.all}
+    return line | {
         "resident": resident.told(),
         "ratio": videos.step_seconds / resident.step_seconds,
         "whole_ratio": videos.seconds / resident.seconds,
-        "within_budget": videos.peak <= budget_gb * 1e9,
         "equal": all(torch.equal(v.result.frames, expected[v.number]) for v in videos.all),
         "most_different": max(
             int((v.result.frames.int() - expected[v.number].int()).abs().max()) for v in videos.all
