@@ -3,9 +3,9 @@
     python -m benchmarks.card_guide benchmarks/results/memory.jsonl \\
         benchmarks/results/whole_run.jsonl --plot benchmarks/results/budgets.png
 
-Of lines that `benchmarks.memory` (four steps or fewer) and `benchmarks.whole_run` (prompt and
-picture to frames) wrote, the last of each budget; of whole runs where there are both. Prints the
-table in Markdown. `--readme` puts it between README's two markers.
+Of lines that `benchmarks.memory` (steps alone) and `benchmarks.whole_run` (prompt and picture to
+frames) wrote, the last of each budget and kind. Prints the table in Markdown; `--readme` puts it
+between README's two markers.
 """
 
 from __future__ import annotations
@@ -25,31 +25,64 @@ BEGIN, END = "<!-- card guide -->", "<!-- end of card guide -->"
 NAMES = {"gguf-Q4_0": "GGUF Q4_0"}
 ORDER = ("fp8", "int8", "gguf-Q4_0", "bf16")
 HEAD = (
-    "| Budget | Model | Most allocated | Blocks there | Page-locked RAM | A step | To resident |",
-    "|---|---|---|---|---|---|---|",
+    "| Budget | Model | Most allocated | Blocks there | Page-locked | A step | To resident "
+    "| Whole video: most allocated | Seconds |",
+    "|---|---|---|---|---|---|---|---|---|",
 )
+NONE = ""
+Run = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One budget of one kind of model. Seconds, GB and a ratio."""
+    """One budget of one kind of model: the last line of its steps, and of its whole videos."""
 
     name: str
     budget: float
-    whole: bool
-    peak: float
-    blocks: str
-    pinned: float
-    step: float
-    ratio: float
-    equal: bool
+    steps: Line | None
+    whole: Line | None
 
     @property
     def cells(self) -> tuple[str, ...]:
-        peak = f"{self.peak:.1f} GB" + (", whole run" if self.whole else "")
-        ratio = f"{self.ratio:.3f}x" + ("" if self.equal else ", frames differ")
-        pinned, step = f"{self.pinned:.1f} GB", f"{self.step:.2f} s"
-        return (f"{self.budget:g} GB", self.name, peak, self.blocks, pinned, step, ratio)
+        first = (f"{self.budget:g} GB", self.name)
+        return (*first, *_step_cells(self.steps or self.whole), *_video_cells(self.whole))
+
+    @property
+    def ratio(self) -> float:
+        return float(str((self.steps or self.whole or {})["ratio"]))
+
+    @property
+    def peak(self) -> float:
+        """GB in steps and in whole videos."""
+        lines = [line for line in (self.steps, self.whole) if line is not None]
+        return max(_run(line)["peak_allocated"] for line in lines) / 1e9
+
+
+def _run(line: Line) -> Run:
+    run: Run = line["streamed"]  # pyright: ignore[reportAssignmentType]
+    return run
+
+
+def _step_cells(line: Line | None) -> tuple[str, ...]:
+    assert line is not None, "a row has one of the two"
+    run, ratio = _run(line), float(str(line["ratio"]))
+    placed = run["line"] if "line" in run else run["placed"][-1]
+    blocks = str(placed).partition("resident ")[2].partition(" ")[0].replace("/", " of ")
+    differs = "" if line["equal"] else ", differs"
+    return (
+        f"{run['peak_allocated'] / 1e9:.1f} GB",
+        blocks,
+        f"{run['pinned'] / 1e9:.1f} GB",
+        f"{run['seconds_per_step']:.2f} s",
+        f"{ratio:.3f}x{differs}",
+    )
+
+
+def _video_cells(line: Line | None) -> tuple[str, ...]:
+    if line is None:
+        return (NONE, NONE)
+    run = _run(line)
+    return (f"{run['peak_allocated'] / 1e9:.1f} GB", f"{run['seconds']:.1f}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,39 +103,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read_rows(lines: Iterable[Line]) -> list[Row]:
     """By model, then by budget."""
-    found: dict[tuple[str, float], Row] = {}
+    found: dict[tuple[str, float], dict[str, Line]] = {}
     for line in lines:
-        if line.get("case") not in ("memory", "whole_run") or line.get("ram_gb"):
-            continue
-        row = _row(line)
-        known = found.get((row.name, row.budget))
-        if known is None or row.whole >= known.whole:
-            found[row.name, row.budget] = row
-    return sorted(found.values(), key=lambda row: (_place(row.name), row.budget))
+        if line.get("case") in ("memory", "whole_run") and not line.get("ram_gb"):
+            key = (_name(line), float(str(line["budget_gb"])))
+            found.setdefault(key, {})[str(line["case"])] = line
+    rows = [
+        Row(name, budget, kinds.get("memory"), kinds.get("whole_run"))
+        for (name, budget), kinds in found.items()
+    ]
+    return sorted(rows, key=lambda row: (_place(row.name), row.budget))
 
 
-def _row(line: Line) -> Row:
-    run: dict[str, Any] = line["streamed"]  # pyright: ignore[reportAssignmentType]
-    whole, scheme = line["case"] == "whole_run", str(line["scheme"])
+def _name(line: Line) -> str:
+    name = NAMES.get(str(line["scheme"]), str(line["scheme"]))
     width, height, _ = line["size"]  # pyright: ignore[reportGeneralTypeIssues]
-    name = NAMES.get(scheme, scheme)
-    if line.get("experts") == 2:
-        name += ", two experts"
-    if (width, height) != (832, 480):
-        name += f", {width}x{height}"
-    placed = run["placed"][-1] if whole else run["line"]
-    blocks = str(placed).partition("resident ")[2].partition(" ")[0].replace("/", " of ")
-    return Row(
-        name,
-        float(str(line["budget_gb"])),
-        whole,
-        run["peak_allocated"] / 1e9,
-        blocks,
-        run["pinned"] / 1e9,
-        run["seconds_per_step"],
-        float(str(line["ratio"])),
-        bool(line["equal"]),
-    )
+    experts = ", two experts" if line.get("experts") == 2 else ""
+    return name + experts + ("" if (width, height) == (832, 480) else f", {width}x{height}")
 
 
 def _place(name: str) -> tuple[int, str]:

@@ -13,6 +13,8 @@ from benchmarks.lines import read_lines
 from lightx2v_core.checkpoint.detect import detect
 from lightx2v_core.checkpoint.source import open_checkpoint
 
+ROOT = Path(__file__).parents[2]
+
 
 def test_two_experts_are_told_under_a_budget_of_card_and_ram_beside_resident(tmp_path):
     out, folder = tmp_path / "lines.jsonl", tmp_path / "files"
@@ -42,9 +44,10 @@ def test_a_random_file_has_no_two_blocks_alike(tmp_path, capsys):
         assert detect(checkpoint).scheme.startswith(scheme)
 
 
-def test_the_card_guide_takes_the_last_line_of_each_budget_and_the_whole_run(tmp_path, capsys):
+def test_the_card_guide_takes_the_last_line_of_each_budget_and_kind(tmp_path, capsys):
     def line(case: str, budget: float, peak: float, **more: object) -> dict:
-        run = {"peak_allocated": peak * 1e9, "pinned": 9e9, "seconds_per_step": 2.0}
+        run: dict = {"peak_allocated": peak * 1e9, "pinned": 9e9, "seconds_per_step": 2.0}
+        run["seconds"] = 10.04
         told = "resident 6/40 blocks, 1 GB card"
         run |= {"placed": [f"transformer: {told}"]} if case == "whole_run" else {"line": told}
         made = {"case": case, "scheme": "fp8", "budget_gb": budget, "streamed": run, "ratio": 1.01}
@@ -59,10 +62,22 @@ def test_the_card_guide_takes_the_last_line_of_each_budget_and_the_whole_run(tmp
 
     card_guide.main([str(path), "--plot", str(tmp_path / "a.png"), "--readme", str(readme)])
 
-    assert capsys.readouterr().out.splitlines()[2:] == [
-        "| 8 GB | fp8 | 7.2 GB, whole run | 6 of 40 | 9.0 GB | 2.00 s | 1.010x |",
-        "| 12 GB | fp8, 1280x720 | 9.0 GB | 6 of 40 | 9.0 GB | 2.00 s | 1.010x |",
+    steps = "6 of 40 | 9.0 GB | 2.00 s | 1.010x"
+    made = [
+        f"| 8 GB | fp8 | 7.9 GB | {steps} | 7.2 GB | 10.0 |",
+        f"| 12 GB | fp8, 1280x720 | 9.0 GB | {steps} |  |  |",
     ]
-    assert "| 7.2 GB, whole run |" in readme.read_text() and "old" not in readme.read_text()
+    assert capsys.readouterr().out.splitlines()[2:] == made
+    assert made[0] in readme.read_text() and "old" not in readme.read_text()
     with Image.open(tmp_path / "a.png") as drawn:
         assert {(0x20, 0x60, 0xC0), (0xC0, 0x60, 0x20)} <= {c for _, c in drawn.getcolors(9999)}
+
+
+def test_readme_holds_the_table_of_the_lines_in_this_repository():
+    results, readme = ROOT / "benchmarks/results", (ROOT / "README.md").read_text(encoding="utf-8")
+    files = (results / "memory.jsonl", results / "whole_run.jsonl")
+
+    rows = card_guide.read_rows(line for file in files for line in read_lines(file))
+
+    assert card_guide.within(readme, card_guide.table(rows)) == readme
+    assert {row.name for row in rows} >= {"fp8", "bf16", "GGUF Q4_0"}
