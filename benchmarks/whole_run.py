@@ -150,7 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         held_by = None
         if options.ram_gb is not None:
             named = (getattr(parts, field.name) for field in fields(parts))
-            forget_pages(path for path in named if path is not None)
+            if not options.warm:
+                forget_pages(path for path in named if path is not None)
             held_by = hold_ram(int(options.ram_gb * 1e9), GROUPS if options.group else ())
         chunks, codec.CHUNKS = codec.CHUNKS, (1,)
         try:
@@ -185,6 +186,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--size", type=read_size, default=read_size("480p"), help="480p, 720p or like 832x480x81")
     add("--vram-gb", type=float, nargs="+", default=[8.0])
     add("--ram-gb", type=float, help="at most this much RAM, page-locked included")
+    add("--warm", action="store_true", help="with --ram-gb: keep what the system has of the files")
     add("--no-group", dest="group", action="store_false", help="let the planner hold the RAM")
     add("--videos", type=int, default=1, help="that are timed under each budget")
     add("--device", default="auto")
@@ -208,6 +210,7 @@ def within_ram(course: Course, options: argparse.Namespace) -> Iterator[Line]:
     for budget in options.vram_gb:
         videos = course.run(budget, 0, options.videos)
         kept: Line = {"ram_gb": options.ram_gb, "ram_samples": course.samples}
+        kept["cold_files"] = not options.warm
         kept["within_ram"] = videos.ram_peak <= options.ram_gb * 1e9
         told.append((budget, videos, kept))
         yield line_of(options, budget, videos, None) | kept

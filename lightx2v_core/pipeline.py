@@ -98,7 +98,8 @@ class Pipeline:
         self.experts = load_experts(parts, dtype, attention, device, quantisation, matmul)
         self.turns = Turns(self.experts, device, self._room)
         self._check_experts()
-        self.text = load_text_encoder(parts.text, parts.tokenizer, dtype)
+        keep = device.type != "mps"  # which has no float8
+        self.text = load_text_encoder(parts.text, parts.tokenizer, dtype, as_stored=keep)
         self._check_text(self.text)
         self.text_residency = Residency(self.text, [parts.text])
         self.text_residency.hook(self.text.blocks)
@@ -263,7 +264,8 @@ class Pipeline:
 
     def _text_bytes(self, prompts: int) -> int:
         config = self.text.transformer.config
-        return text_bytes(config.num_heads, config.d_ff, TEXT_LEN, prompts)
+        activations = text_bytes(config.num_heads, config.d_ff, TEXT_LEN, prompts)
+        return activations + self.text.turning_bytes
 
     def _encode_images(
         self, request: GenerateRequest, size: VideoSize, on_progress: OnProgress
