@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightx2v_core.assemble import Parts
+from lightx2v_core.checkpoint.source import DTYPE_NAMES
 from lightx2v_core.wan.config import WanConfig
 from lightx2v_core.wan.vae import VaeConfig, WanVae
 from tests.unit.text.samples import official_shapes as text_shapes
@@ -22,6 +24,7 @@ from .random_models import WEIGHT_SEED, quantised, random_weights, write_file
 SEED = 3
 # UMT5-XXL and CLIP ViT-H, as Wan 2.1 I2V takes them.
 TEXT_XXL = {"dim": 4096, "heads": 64, "ffn_dim": 10240, "layers": 24, "vocab": 256384}
+TEXT_TYPES = {"umt5-fp16": torch.float16, "umt5-fp8": torch.float8_e4m3fn}
 CLIP_H = {"dim": 1280, "layers": 32, "patch": 14, "tokens": 257, "head": 1024}
 
 
@@ -92,6 +95,30 @@ def _write_encoders(transformer: Path, family: Family, device: torch.device, syn
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return paths
+
+
+def write_text(folder: Path, scheme: str, sizes: Mapping[str, int]) -> Path:
+    """A UMT5 of zeros, named after `scheme`: official names, linears in that type (scaled where
+    it is fp8) and the rest in float16. Its holes take no room on the disk."""
+    path, dtype = folder / f"{scheme}.safetensors", TEXT_TYPES[scheme]
+    tokens = spiece_tensor()
+    tensors = {"spiece_model": tokens}
+    for name, shape in text_shapes(**sizes).items():
+        is_linear = ".attn." in name or ".ffn." in name
+        stored = dtype if is_linear else torch.float16
+        tensors[name] = torch.empty(shape, dtype=stored, device="meta")
+        if is_linear and dtype != torch.float16:
+            tensors[f"{name.removesuffix('weight')}scale_weight"] = torch.empty((), device="meta")
+    table, end = {}, 0
+    for name, tensor in tensors.items():
+        place = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape)}
+        table[name] = {**place, "data_offsets": [end, end + tensor.nbytes]}
+        end += tensor.nbytes
+    raw = json.dumps(table).encode()
+    with path.open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw + tokens.numpy().tobytes())
+        file.truncate(8 + len(raw) + end)
+    return path
 
 
 def _draw(shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> dict[str, Tensor]:

@@ -154,7 +154,7 @@ class TextEncoder(nn.Module):
     @property
     def bytes(self) -> int:
         """Memory of the weights; the embedding, reachable by two names, counts once."""
-        return sum(weight.nbytes for weight in self.parameters())
+        return sum(weight.nbytes for weight in (*self.parameters(), *self.buffers()))
 
     @property
     def blocks(self) -> nn.ModuleList:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from benchmarks import card_guide, random_files, whole_run
+from benchmarks import card_guide, loading, random_files, whole_run
 from benchmarks.lines import read_lines
 from lightx2v_core.checkpoint.detect import detect
 from lightx2v_core.checkpoint.source import open_checkpoint
@@ -81,3 +81,15 @@ def test_readme_holds_the_table_of_the_lines_in_this_repository():
 
     assert card_guide.within(readme, card_guide.table(rows)) == readme
     assert {row.name for row in rows} >= {"fp8", "bf16", "GGUF Q4_0"}
+
+
+def test_the_ram_of_loading_a_text_encoder_is_told_for_files_as_they_are_published(tmp_path):
+    out = tmp_path / "lines.jsonl"
+    chosen = ["--schemes", "umt5-fp16", "umt5-fp8"]
+
+    loading.main(["--tiny", *chosen, "--folder", str(tmp_path), "--out", str(out)])
+
+    half, eighth = read_lines(out)
+    assert [half["scheme"], eighth["scheme"]] == chosen[1:]
+    assert half["file_bytes"] > half["weights"] > eighth["weights"] > 0
+    assert list(tmp_path.iterdir()) == [out], "the files are gone"
