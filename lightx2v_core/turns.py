@@ -46,6 +46,8 @@ class Turns:
         if engine.device is None and not self._fits_beside(engine.total_bytes + activations):
             self.release(self._ram_of(expert), expert)
         self._made_room = False
+        if not self._leaves(activations):  # a larger video than the one before
+            engine.release(keep_pinned=True)
         job = Job(_name(expert), activations, self.advice(expert, size))
         room = self._room()
         room = None if room is None else room + engine.loaded_bytes
@@ -122,8 +124,12 @@ class Turns:
 
     def _fits_beside(self, nbytes: int) -> bool:
         """Whether so much fits on the card beside the experts that are there already."""
+        return self.is_any_on_card and self._room() is not None and self._leaves(nbytes)
+
+    def _leaves(self, nbytes: int) -> bool:
+        """Whether so much may be allocated now."""
         room = self._room()
-        return self.is_any_on_card and room is not None and nbytes + WORKSPACE_BYTES <= room
+        return room is None or nbytes + WORKSPACE_BYTES <= room
 
 
 def _name(expert: LoadedTransformer) -> str:

@@ -65,6 +65,29 @@ def test_only_as_many_blocks_leave_the_card_as_the_other_stages_need(
     assert seen["text"] == [None, in_decode, in_decode], "and it stays until the next video"
 
 
+def test_a_larger_video_after_a_small_one_gets_its_room_from_the_blocks(on_small_card, monkeypatch):
+    made, engine = on_small_card
+    monkeypatch.setattr(pipeline, "whole_bytes", lambda *_: 0)
+    monkeypatch.setattr(made, "_encoder_bytes", lambda: 0)
+    large = VideoSize(256, 192, 5)
+    needed = made.turns.activations(made.experts[0], large) + WORKSPACE_BYTES
+    limit = needed + engine.card_bytes(0)
+    made.turns._room = lambda: limit - engine.loaded_bytes - made.text_residency.loaded_bytes
+    monkeypatch.setattr(made, "_room", made.turns._room)
+    seen: list[tuple[int, float]] = []
+
+    def look(stage: str, _done: int, _total: int) -> None:
+        if stage == "sampling":
+            seen.append((engine.resident, made._room()))
+
+    made.generate(REQUEST, look)
+    made.generate(replace(REQUEST, size=large), look)
+
+    (resident_before, _), (resident_after, room_after) = seen[0], seen[-1]
+    assert resident_after < resident_before
+    assert room_after >= needed
+
+
 @pytest.mark.parametrize("short", [True, False])
 def test_page_locked_copies_of_what_is_not_next_leave_where_ram_is_short(parts, monkeypatch, short):
     made = Pipeline(
