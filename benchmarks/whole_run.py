@@ -9,7 +9,7 @@ Prompt and picture to frames on the host through the pipeline: UMT5-XXL, CLIP (n
 shapes with random weights, written to `--folder` first. One process makes the resident videos and
 those under each budget; a JSON line for each budget tells seconds of each stage, the ratio of a
 step to resident, the peak that PyTorch had allocated in any of its videos, page-locked bytes, and
-whether the frames are the same. PyTorch's allocator gets no more than the budget, gaps included.
+whether the frames are the same. With `--cap` PyTorch gets no more than the budget, gaps included.
 The VAE works on one latent frame at a time throughout, since more at once round otherwise.
 
 With `--ram-gb` the budgets come first, and RAM is looked at every 50 ms from the loading on:
@@ -34,7 +34,6 @@ from pathlib import Path
 
 import torch
 
-from lightx2v_core.datatypes import VideoSize
 from lightx2v_core.device import select_device
 from lightx2v_core.memory import codec
 from lightx2v_core.memory.ram import limit_to
@@ -108,23 +107,29 @@ class Course:
     """Videos of one pipeline, each of another prompt and picture than the one before, since what
     did not change is not encoded again."""
 
-    def __init__(self, pipeline: Pipeline, size: VideoSize, memory: AnonymousMemory) -> None:
-        self._pipeline, self._size, self._memory = pipeline, size, memory
+    def __init__(
+        self, pipeline: Pipeline, options: argparse.Namespace, memory: AnonymousMemory
+    ) -> None:
+        self._pipeline, self._options, self._memory = pipeline, options, memory
         self._turns = count()
 
     @property
     def samples(self) -> int:
         return self._memory.samples
 
+    def begin_again(self) -> None:
+        """The next videos are of the first prompts and pictures once more."""
+        self._turns = count()
+
     def run(self, budget_gb: float | None, untimed: int, timed: int) -> Videos:
         pipeline, reserved, videos = self._pipeline, 0, []
         pipeline.turns.release(0)
         pipeline.vram_bytes = None if budget_gb is None else int(budget_gb * 1e9)
         reset_peak(pipeline.device)
-        cap(pipeline.device, pipeline.vram_bytes)
+        cap(pipeline.device, pipeline.vram_bytes if self._options.cap else None)
         for _ in range(untimed + timed):
             number = next(self._turns) % 2
-            video = Video(number, *make(pipeline, self._size, number))
+            video = Video(number, *make(pipeline, self._options.size, number))
             videos.append(video)
             if pipeline.device.type == "cuda":
                 reserved = max(reserved, torch.cuda.max_memory_reserved(pipeline.device))
@@ -156,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chunks, codec.CHUNKS = codec.CHUNKS, (1,)
         try:
             with AnonymousMemory() as memory:
-                course = Course(Pipeline(parts, device, options.attention), options.size, memory)
+                course = Course(Pipeline(parts, device, options.attention), options, memory)
                 run = beside_resident if held_by is None else within_ram
                 lines = run(course, options)
                 for line in lines:
@@ -185,6 +190,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("--attention", default="auto")
     add("--size", type=read_size, default=read_size("480p"), help="480p, 720p or like 832x480x81")
     add("--vram-gb", type=float, nargs="+", default=[8.0])
+    add(
+        "--cap",
+        action="store_true",
+        help="PyTorch gets no more of the card than the budget, gaps included",
+    )
     add("--ram-gb", type=float, help="at most this much RAM, page-locked included")
     add("--warm", action="store_true", help="with --ram-gb: keep what the system has of the files")
     add("--no-group", dest="group", action="store_false", help="let the planner hold the RAM")
@@ -215,7 +225,8 @@ def within_ram(course: Course, options: argparse.Namespace) -> Iterator[Line]:
         told.append((budget, videos, kept))
         yield line_of(options, budget, videos, None) | kept
     limit_to(None)
-    resident = course.run(None, 0, max(2, options.videos))
+    course.begin_again()
+    resident = course.run(None, 0, min(2, len(told) * options.videos))
     for budget, videos, kept in told:
         yield line_of(options, budget, videos, resident) | kept
 
@@ -230,6 +241,7 @@ def line_of(
         "experts": experts,
         "attention": options.attention,
         "size": [size.width, size.height, size.frames],
+        "capped": options.cap,
         "budget_gb": budget_gb,
         "streamed": videos.told(),
         "within_budget": videos.peak <= budget_gb * 1e9,
