@@ -77,6 +77,14 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def cap(device: torch.device, nbytes: float | None) -> None:
+    """PyTorch may hold no more than this of the card, gaps included: as on a card of that size,
+    cached memory is given back before anything fails. None lifts it."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min((nbytes or total) / total, 1.0), device)
+
+
 def wait_for(device: torch.device) -> None:
     """Until everything queued on `device` is done."""
     if device.type == "cuda":

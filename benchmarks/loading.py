@@ -5,7 +5,9 @@
 Writes a bf16 file of the real I2V 14B shapes (33 GB, one random block repeated), makes the other
 schemes from it through `quantise_file`, and loads each in a process of its own, computing in
 bfloat16 as a card does. Appends a JSON line for each: the most anonymous RAM (what cannot be given
-back; mapped pages can) while quantising and while loading, seconds, bytes. `--tiny` tries it.
+back; mapped pages can) while quantising and while loading, seconds, bytes. `umt5-fp16` and
+`umt5-fp8` are the text encoder as the command line loads it, in a file of zeros that takes no room
+on the disk. `--tiny` tries it.
 """
 
 from __future__ import annotations
@@ -21,12 +23,15 @@ from pathlib import Path
 
 import torch
 
-from lightx2v_core.assemble import load_transformer
+from lightx2v_core.assemble import load_text_encoder, load_transformer
 from lightx2v_core.checkpoint.convert import GGUF_SCHEMES, SCHEMES, quantise_file
 
 from .lines import commit, emit
 from .memory import AnonymousMemory, rss_anon
-from .random_files import I2V_14B, TINY, write_random
+from .random_files import I2V_14B, NVFP4, TINY, write_random
+from .random_parts import TEXT_TYPES, TEXT_XXL, write_text
+
+TINY_TEXT = {"dim": 64, "heads": 4, "ffn_dim": 48, "layers": 1, "vocab": 300}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,9 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder, config = Path(name), TINY if options.tiny else I2V_14B
-        plain = None if options.load_only else write_random(folder, "bf16", config)
+        needs_plain = not options.load_only and any(s not in TEXT_TYPES for s in options.schemes)
+        plain = write_random(folder, "bf16", config) if needs_plain else None
         for scheme in options.schemes:
-            if plain is None:
+            if scheme in TEXT_TYPES:
+                path = write_text(folder, scheme, TINY_TEXT if options.tiny else TEXT_XXL)
+                line = measure_load(path, scheme)
+                path.unlink()
+            elif plain is None:
                 path = write_random(folder, scheme, config)
                 line = measure_load(path, scheme)
                 path.unlink()
@@ -50,7 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--schemes", nargs="+", choices=("bf16", *SCHEMES), default=["bf16", "fp8"])
+    parser.add_argument(
+        "--schemes",
+        nargs="+",
+        choices=("bf16", *SCHEMES, NVFP4, *TEXT_TYPES),
+        default=["bf16", "fp8"],
+    )
     parser.add_argument("--folder", type=Path, help="where the files are written for a while")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl")
     parser.add_argument("--tiny", action="store_true", help="a small model, to try the script")
@@ -98,11 +113,14 @@ def load(path: Path) -> dict[str, float | int]:
     """Seconds, and the most anonymous RAM beyond what the process had before."""
     before, started = rss_anon(), time.perf_counter()
     with AnonymousMemory() as memory:
-        loaded = load_transformer(path, torch.bfloat16)
+        if path.stem in TEXT_TYPES:
+            weights = load_text_encoder(path, None, torch.bfloat16, as_stored=True).bytes
+        else:
+            weights = load_transformer(path, torch.bfloat16).residency.total_bytes
     return {
         "load_seconds": round(time.perf_counter() - started, 2),
         "load_anonymous": memory.peak - before,
-        "weights": loaded.residency.total_bytes,
+        "weights": weights,
     }
 
 

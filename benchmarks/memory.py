@@ -1,11 +1,11 @@
-"""A 14B image-to-video transformer under a memory budget, beside the same one fully resident.
+"""A 14B image-to-video transformer under memory budgets, beside the same one fully resident.
 
     python -m benchmarks.memory --scheme fp8 --budget-gb 8 12 --height 480 --width 832 \\
         --frames 81 --out memory.jsonl
 
-Writes a file of the real shapes with random weights, runs four steps streamed under each budget and
-once resident, in one process, and appends a JSON line for each budget. `--tiny` does the same with
-a small model, on a CPU too.
+Writes a file of the real shapes with random weights (or takes `--file`), runs a few steps with
+everything resident and then under each budget, in one process, and appends a JSON line for each
+budget. `benchmarks.whole_run` does the same for whole videos. `--tiny` tries it, on a CPU too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from lightx2v_core.presets import PRESETS, make_plan
 from lightx2v_core.sampling.loop import make_noise, sample
 from lightx2v_core.wan.config import WanConfig
 
-from .lines import Line, about, emit
+from .lines import Line, about, cap, emit, peak_bytes, reset_peak, wait_for
 from .random_files import I2V_14B, TINY, write_random
 
 SAMPLE_SECONDS = 0.05
@@ -45,53 +46,70 @@ SAMPLE_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Run:
-    """What one pass of four steps took."""
+    """What one pass of a few steps took."""
 
-    seconds_per_step: float
+    seconds_per_step: float  # without the first, which reads and page-locks
     first_step_seconds: float
     peak_allocated: int
-    rss_anon_peak: int
+    peak_reserved: int  # what PyTorch's allocator kept, gaps included
+    ram_peak: int  # see `ram_held`
     pinned: int
     line: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, what it is given, and how it is run."""
+
+    loaded: LoadedTransformer
+    inputs: dict[str, Tensor]
+    size: VideoSize
+    device: torch.device
+    steps: int
+    capped: bool = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     device = torch.device(options.device)
     size = VideoSize(options.width, options.height, options.frames)
-    with tempfile.TemporaryDirectory(dir=options.folder, prefix="lightx2v-") as folder:
-        path = write_random(Path(folder), options.scheme, TINY if options.tiny else I2V_14B)
+    with ExitStack() as stack:
+        path, config = options.file, TINY if options.tiny else I2V_14B
+        if path is None:
+            made = tempfile.TemporaryDirectory(dir=options.folder, prefix="lightx2v-")
+            path = write_random(Path(stack.enter_context(made)), options.scheme, config)
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        loaded = load_transformer(path, dtype, device=device)
+        inputs = _inputs(loaded.model.config, size, device)
+        subject = Subject(loaded, inputs, size, device, options.steps, options.cap)
         # Resident first, so that each budget has its line as soon as it has run.
-        resident, expected = measure(path, device, size, None, options.steps)
-        return max(
-            compare(options, (resident, expected), path, device, budget)
-            for budget in options.budget_gb
-        )
+        resident = measure(subject, None)
+        return max(compare(options, subject, resident, budget) for budget in options.budget_gb)
 
 
 def compare(
     options: argparse.Namespace,
+    subject: Subject,
     resident: tuple[Run, Tensor],
-    path: Path,
-    device: torch.device,
     budget_gb: float,
 ) -> int:
     """The line of one budget, and 0 where it was kept and nothing changed."""
-    size = VideoSize(options.width, options.height, options.frames)
-    whole, expected = resident
-    run, latent = measure(path, device, size, budget_gb * 1e9, options.steps)
+    size, (whole, expected) = subject.size, resident
+    run, latent = measure(subject, budget_gb * 1e9)
     line: Line = {
         "case": "memory",
         "scheme": options.scheme,
         "size": [size.width, size.height, size.frames],
         "budget_gb": budget_gb,
+        "steps": subject.steps,
+        "capped": subject.capped,
         "streamed": asdict(run),
         "resident": asdict(whole),
         "ratio": run.seconds_per_step / whole.seconds_per_step,
         "within_budget": run.peak_allocated <= budget_gb * 1e9,
         "equal": bool(torch.equal(latent, expected)),
     }
-    emit([line | about(device)], options.out)
+    emit([line | about(subject.device)], options.out)
     return 0 if line["equal"] and line["within_budget"] else 1
 
 
@@ -100,37 +118,39 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scheme", choices=("bf16", *SCHEMES), default="fp8")
     parser.add_argument("--budget-gb", type=float, nargs="+", default=[8.0])
     parser.add_argument("--steps", type=int, default=4, help="fewer take less time; at least 2")
+    parser.add_argument(
+        "--cap",
+        action="store_true",
+        help="PyTorch gets no more of the card than the budget, gaps included",
+    )
     parser.add_argument("--width", type=int, default=832)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--frames", type=int, default=81)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--file", type=Path, help="of this scheme, in place of a random one")
     parser.add_argument("--folder", type=Path, help="where the model file is written for a while")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl")
     parser.add_argument("--tiny", action="store_true", help="a small model, to try the script")
     return parser
 
 
-def measure(
-    path: Path, device: torch.device, size: VideoSize, limit: float | None, steps: int = 4
-) -> tuple[Run, Tensor]:
-    """Four steps under `limit` bytes (None: everything resident), and the latent they lead to."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+def measure(subject: Subject, limit: float | None) -> tuple[Run, Tensor]:
+    """The steps under `limit` bytes (None: everything resident), and the latent they lead to."""
+    device, engine = subject.device, subject.loaded.residency
+    reset_peak(device)
+    cap(device, limit if subject.capped else None)
     with AnonymousMemory() as memory:
-        loaded = load_transformer(path, dtype, device=device)
-        config, engine = loaded.model.config, loaded.residency
-        inputs = _inputs(config, size, device)
-        activations = forward_bytes(loaded.model, video_tokens(size), device)
+        activations = forward_bytes(subject.loaded.model, video_tokens(subject.size), device)
         room = None if limit is None else card_room(device, limit)
         place_within(engine, device, room, Job("transformer", activations))
-        latent, times = _sample(loaded, inputs, size, steps)
+        latent, times = _sample(subject)
         line, pinned = engine.describe(), engine.pinned_bytes
+        reserved = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
         engine.release()
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    cap(device, None)
     rest = times[1:]
-    run = Run(sum(rest) / len(rest), times[0], peak, memory.peak, pinned, line)
+    seconds, peak = sum(rest) / len(rest), peak_bytes(device)
+    run = Run(seconds, times[0], peak, reserved, memory.peak, pinned, line)
     return run, latent.cpu()
 
 
@@ -146,36 +166,31 @@ def _inputs(config: WanConfig, size: VideoSize, device: torch.device) -> dict[st
     return {k: v.to(device) for k, v in made.items()}
 
 
-def _sample(
-    loaded: LoadedTransformer, inputs: dict[str, Tensor], size: VideoSize, steps: int
-) -> tuple[Tensor, list[float]]:
-    plan, device = make_plan(PRESETS["distill-4step"]), inputs["text"].device
-    plan = replace(plan, sigmas=plan.sigmas[: steps + 1])
+def _sample(subject: Subject) -> tuple[Tensor, list[float]]:
+    plan, inputs, device = make_plan(PRESETS["distill-4step"]), subject.inputs, subject.device
+    plan = replace(plan, sigmas=plan.sigmas[: subject.steps + 1])
     times: list[float] = []
 
     def denoise(x: Tensor, sigma: float, _step: int) -> Tensor:
         started = time.perf_counter()
         entry = torch.cat((x, inputs["condition"]), dim=1)
         timestep = torch.tensor([1000.0 * sigma], device=device)
-        velocity = loaded.model(entry, timestep, inputs["text"], inputs["clip"])
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        velocity = subject.loaded.model(entry, timestep, inputs["text"], inputs["clip"])
+        wait_for(device)
         times.append(time.perf_counter() - started)
         return velocity
 
     generator = torch.Generator().manual_seed(3)
-    noise = make_noise(size.latent_shape(), generator).to(device)
+    noise = make_noise(subject.size.latent_shape(), generator).to(device)
     return sample(denoise, noise, plan, generator), times
 
 
 class AnonymousMemory:
-    """The most anonymous RAM of this process while it is open, in bytes; 0 off Linux.
-
-    Page-locked weights are anonymous too, so the figure holds both.
-    """
+    """The most RAM that this process held while it is open, in bytes, looked at every 50 ms; 0 off
+    Linux. See `ram_held`."""
 
     def __init__(self) -> None:
-        self.peak = 0
+        self.peak = self.samples = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -189,9 +204,16 @@ class AnonymousMemory:
 
     def _watch(self) -> None:
         while True:
-            self.peak = max(self.peak, rss_anon())
+            self.peak, self.samples = max(self.peak, ram_held()), self.samples + 1
             if self._stop.wait(SAMPLE_SECONDS):
                 return
+
+
+def ram_held() -> int:
+    """RssAnon, which holds our page-locked weights (they are anonymous memory that CUDA locks),
+    and what PyTorch's own page-locked allocator has from the driver, which need not be in it."""
+    stats = getattr(torch.cuda, "host_memory_stats", dict)()
+    return rss_anon() + int(stats.get("allocated_bytes.current", 0))
 
 
 def rss_anon() -> int:

@@ -29,12 +29,15 @@ NAME = Path("wan2.1_i2v_random.safetensors")
 
 
 def random_weights(
-    config: WanConfig, device: torch.device, dtype: torch.dtype = torch.bfloat16
+    config: WanConfig,
+    device: torch.device,
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = WEIGHT_SEED,
 ) -> dict[str, Tensor]:
     """Every tensor of the official names in `dtype`, on `device`; each block has its own."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in WanModel(config).state_dict().items()}
-    generator = torch.Generator(device).manual_seed(WEIGHT_SEED)
+    generator = torch.Generator(device).manual_seed(seed)
     tensors = {}
     for name, shape in shapes.items():
         tensor = torch.randn(shape, generator=generator, device=device, dtype=dtype)

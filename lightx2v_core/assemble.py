@@ -260,16 +260,20 @@ def _load_tiny_vae(checkpoint: Checkpoint, names: dict[str, str], dtype: torch.d
 
 
 def load_text_encoder(
-    path: str | Path, tokenizer: str | Path | None = None, dtype: torch.dtype | None = None
+    path: str | Path,
+    tokenizer: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    as_stored: bool = False,
 ) -> TextEncoder:
-    """UMT5 from a file or folder; its tokenizer embedded, given, or found beside it."""
+    """UMT5 from a file or folder; its tokenizer embedded, given, or found beside it. `as_stored`
+    keeps matrices as the file holds them, see `build_text_encoder`."""
     checkpoint = open_checkpoint(path)
     check_text_encoder(checkpoint.headers, checkpoint.name)
     tensors = _everything(checkpoint, dtype or torch.bfloat16)
     given = None if tokenizer is None else Path(tokenizer)
     pieces = read_tokenizer(Path(path), tensors, given)
     with _transformers_needed("the text encoder"):
-        return build_text_encoder(tensors, pieces, checkpoint.name, dtype)
+        return build_text_encoder(tensors, pieces, checkpoint.name, dtype, as_stored)
 
 
 def load_clip_vision(path: str | Path, dtype: torch.dtype | None = None) -> ClipVision:

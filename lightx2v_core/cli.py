@@ -23,6 +23,7 @@ from .console import progress_bar, result_lines, version
 from .datatypes import VideoSize
 from .errors import CheckpointError, LightX2VError, RequestError
 from .lora.steps import read_strengths
+from .memory.ram import limit_to
 from .options import make_parser
 from .pipeline import Pipeline
 from .presets import Preset
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     options = make_parser(commands).parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING)
+    ram_gb = getattr(options, "ram_gb", None)
+    limit_to(None if ram_gb is None else int(ram_gb * 1e9))
     try:
         return options.run(options)
     except LightX2VError as error:

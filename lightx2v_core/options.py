@@ -136,6 +136,13 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         metavar="auto|GB",
         help="at most this much of the card for the whole run; auto: what is free",
     )
+    add(
+        "--ram-gb",
+        type=_gigabytes,
+        default="auto",
+        metavar="auto|GB",
+        help="at most this much RAM, page-locked included; auto: what is free, or a container's",
+    )
     add("--verbose", action="store_true", help="log what happens")
 
 

@@ -28,7 +28,14 @@ from .envelope import Run, enforce, find_warnings
 from .errors import CapabilityError, LightX2VError, RequestError
 from .lora.steps import Strengths, steps_of
 from .media import to_uint8
-from .memory.codec import borrowed, decode_anyhow, encode_anyhow, latents_at_once, save_latent
+from .memory.codec import (
+    borrowed,
+    decode_anyhow,
+    encode_anyhow,
+    latents_at_once,
+    save_latent,
+    whole_bytes,
+)
 from .memory.plan import (
     WORKSPACE_BYTES,
     Job,
@@ -91,7 +98,8 @@ class Pipeline:
         self.experts = load_experts(parts, dtype, attention, device, quantisation, matmul)
         self.turns = Turns(self.experts, device, self._room)
         self._check_experts()
-        self.text = load_text_encoder(parts.text, parts.tokenizer, dtype)
+        keep = device.type != "mps"  # which has no float8
+        self.text = load_text_encoder(parts.text, parts.tokenizer, dtype, as_stored=keep)
         self._check_text(self.text)
         self.text_residency = Residency(self.text, [parts.text])
         self.text_residency.hook(self.text.blocks)
@@ -185,7 +193,7 @@ class Pipeline:
             torch.cuda.reset_peak_memory_stats(self.device)
 
         if not self._may_stay(size):
-            self.turns.release(0)
+            self.turns.make_room(max(whole_bytes(self.vae, size), self._encoder_bytes()))
         with self._stage("text", seconds):
             text, negative = self._encode_text(request, plan)
             on_progress("text", 1, 1)
@@ -206,7 +214,7 @@ class Pipeline:
                 self.turns.release(0)
                 raise
             if not self._may_stay(size):
-                self.turns.release(0)
+                self.turns.make_room(whole_bytes(self.decoder, size))
         with self._stage("decode", seconds):
             pixels = self._decode(latent, size, on_progress, rescue)
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
@@ -240,17 +248,24 @@ class Pipeline:
         if room is not None and room < engine.least_bytes + activations + WORKSPACE_BYTES:
             log.info("the text encoder runs on the CPU: %.1f GB may be used", room / 1e9)
             device, room = torch.device("cpu"), None
-        elif room is not None and self.turns.is_any_on_card:
+        elif room is not None and self.turns.is_whole_on_card:
             room = min(room, engine.card_bytes(0) + activations + WORKSPACE_BYTES)
         place_within(engine, device, room, Job("text encoder", activations))
         try:
             return self.text.encode(prompts).to(self.device)
         finally:
-            engine.release(keep_pinned=True)
+            # It runs once for each prompt, and the experts that wait for RAM at every step.
+            engine.release(keep_pinned=not self.turns.leave_no_ram)
+
+    def _encoder_bytes(self) -> int:
+        """The least for the encoders of text and, after it, of pictures by CLIP."""
+        text = self.text_residency.card_bytes(0) + self._text_bytes(2)
+        return max(text, 0 if self.clip is None else self.clip.bytes) + WORKSPACE_BYTES
 
     def _text_bytes(self, prompts: int) -> int:
         config = self.text.transformer.config
-        return text_bytes(config.num_heads, config.d_ff, TEXT_LEN, prompts)
+        activations = text_bytes(config.num_heads, config.d_ff, TEXT_LEN, prompts)
+        return activations + self.text.turning_bytes
 
     def _encode_images(
         self, request: GenerateRequest, size: VideoSize, on_progress: OnProgress
@@ -267,7 +282,7 @@ class Pipeline:
         self, request: GenerateRequest, size: VideoSize, on_progress: OnProgress
     ) -> tuple[Tensor, Tensor | None]:
         assert request.image is not None, "the caller has looked"
-        with borrowed(self.vae, self.device):
+        with borrowed(self.vae, self.device, self._free_card):
             condition = image_condition(
                 self.vae,
                 size,
@@ -289,7 +304,7 @@ class Pipeline:
         images = [request.image if request.image.ndim == 3 else request.image[0]]
         if (last := request.last_image) is not None:
             images.append(last if last.ndim == 3 else last[-1])
-        with borrowed(self.clip, self.device):
+        with borrowed(self.clip, self.device, self._free_card):
             features = [self.clip.features(image[None].to(self.device)) for image in images]
         return condition, torch.cat(features, dim=1)
 
@@ -331,7 +346,7 @@ class Pipeline:
         self, latent: Tensor, size: VideoSize, on_progress: OnProgress, rescue: Path | None
     ) -> Tensor:
         try:
-            with borrowed(self.decoder, self.device):
+            with borrowed(self.decoder, self.device, self._free_card):
                 return decode_anyhow(
                     self.decoder,
                     latent,

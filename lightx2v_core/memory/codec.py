@@ -7,6 +7,7 @@ its memory does not depend on the length.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from ..checkpoint.writing import replacing, write_somewhere
 from ..datatypes import VideoSize
 from ..wan.vae import OnChunk, WanVae, denormalise
 from .plan import WORKSPACE_BYTES, vae_bytes
+from .reading import to_device
+from .slots import Slot, slots_of
 
 log = logging.getLogger(__name__)
 
@@ -29,21 +32,45 @@ Run = Callable[..., Tensor]
 
 
 @contextmanager
-def borrowed(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """`module` on `device` for a while; afterwards its weights are the ones it was loaded with."""
+def borrowed(
+    module: nn.Module, device: torch.device, free_others: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """`module` on `device` for a while; afterwards its weights are the ones it was loaded with.
+
+    Read from their file by several threads where they are mapped, and given up, not copied back.
+    Where memory runs out in it, once more after `free_others`.
+    """
     if device.type == "cpu":
         yield
         return
-    homes = [
-        (owner, name, p) for owner in module.modules() for name, p in owner._parameters.items()
-    ]
-    module.to(device)
+    slots = slots_of(module)
+    homes = [slot.tensor for slot in slots]
+    _lend(slots, device, free_others)
     try:
         yield
     finally:
-        for owner, name, parameter in homes:
-            owner._parameters[name] = parameter
-        module.to("cpu")  # buffers
+        for slot, home in zip(slots, homes, strict=True):
+            slot.put(home)
+
+
+def _lend(
+    slots: Sequence[Slot], device: torch.device, free_others: Callable[[], None] | None
+) -> None:
+    """Copies of all or of none."""
+    homes = [slot.tensor for slot in slots]
+    try:
+        copies = to_device(homes, device)
+    except torch.cuda.OutOfMemoryError:
+        if free_others is None:
+            raise
+        copies = None
+    if copies is None:  # outside the handler, where what the failed attempt held is gone
+        assert free_others is not None
+        log.warning("not enough memory for the weights of an encoder; everything else leaves")
+        free_others()
+        copies = to_device(homes, device)
+    for slot, copy in zip(slots, copies, strict=True):
+        slot.put(copy)
 
 
 class Codec(Protocol):
@@ -72,6 +99,16 @@ def latents_at_once(
         if needed + WORKSPACE_BYTES <= (room if latents == 1 else room / 2):
             return latents
     return 0
+
+
+def whole_bytes(vae: nn.Module, size: VideoSize) -> float:
+    """What `vae` takes on the card to work on whole frames, weights too; infinite where nothing
+    can be counted."""
+    if not isinstance(vae, WanVae):
+        return math.inf
+    width, itemsize = max(vae.config.encoder_dim, vae.config.decoder_dim), vae.conv1.weight.itemsize
+    weights = sum(weight.nbytes for weight in vae.parameters())
+    return weights + vae_bytes(width, size, itemsize) + WORKSPACE_BYTES
 
 
 def decode_anyhow(

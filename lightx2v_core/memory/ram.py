@@ -1,4 +1,4 @@
-"""How much RAM this process may still take, from the system and from its control group.
+"""How much RAM this process may still take: from the system, its control group, and `limit_to`.
 
 Linux first: /proc and cgroup v1 or v2; psutil where there is no /proc; unknown otherwise.
 """
@@ -20,6 +20,15 @@ MARGIN_SHARE = 0.1  # of all RAM, left to the system and to other programs
 PINNABLE_SHARE = {"win32": 0.45}
 ROOT = Path("/")
 UNLIMITED = 2**60  # cgroup v1 writes a number near 2**63 for no limit
+
+_limit: int | None = None
+
+
+def limit_to(nbytes: int | None) -> None:
+    """At most so much RAM for this process from now on, page-locked memory included; None: what
+    is there. What is mapped from files does not count, the system takes it back at will."""
+    global _limit
+    _limit = nbytes
 
 
 def available_bytes(root: Path = ROOT) -> int | None:
@@ -82,7 +91,10 @@ def _group_free(root: Path) -> int | None:
 
 
 def _groups(root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, bytes in use that cannot be dropped) of each control group with a limit."""
+    """(limit, bytes in use that cannot be dropped) of this process and of each control group,
+    where they have a limit."""
+    if _limit is not None:
+        yield _limit, _anonymous(root)
     membership = root / "proc/self/cgroup"
     if not membership.is_file():
         return
@@ -101,6 +113,20 @@ def _groups(root: Path) -> Iterator[tuple[int, int]]:
         for place in dict.fromkeys([inner, *inner.parents]):
             if place == folder or folder in place.parents:
                 yield from _group(place, *names)
+
+
+def _anonymous(root: Path) -> int:
+    """Bytes of this process that are of no file; all that it has in RAM where that is not told."""
+    status = root / "proc/self/status"
+    if status.is_file():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        if "RssAnon" in fields:
+            return int(fields["RssAnon"].split()[0]) * 1024
+    try:
+        import psutil
+    except ImportError:
+        return 0
+    return psutil.Process().memory_info().rss
 
 
 def _group(folder: Path, limit_name: str, used_name: str, prefix: str) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,7 @@ import sys
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol, cast
 
 import torch
@@ -195,6 +195,11 @@ def private_memory(nbytes: int) -> Tensor:
         region = mmap.mmap(-1, nbytes)
     else:
         region = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # Fewer pages to fault and to lock: 1.2 GB of small ones took the driver half a second on
+        # an H200's machine. Kernels without huge pages refuse.
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):
+                region.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(region, dtype=torch.uint8)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,10 +15,38 @@ CODES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 SCALES = (".weight_scale", ".scale_weight")
 
 
+class Codes(NamedTuple):
+    """A quantised weight as it is stored: MK, and one scale for each row or one for all."""
+
+    codes: Tensor
+    scale: Tensor
+
+    def plain(self, dtype: torch.dtype) -> Tensor:
+        """The product, made in float32."""
+        scale, by_row = self.scale.float(), self.scale.numel() > 1
+        return (self.codes.float() * scale.reshape((-1, 1) if by_row else ())).to(dtype)
+
+
 def dequantised(
     tensors: Mapping[str, Tensor], source: str, what: str, dtype: torch.dtype = torch.bfloat16
 ) -> dict[str, Tensor]:
     """`tensors` with codes * scale in `dtype` for every quantised weight, the rest as it is.
+
+    Raises the errors of `with_codes`.
+    """
+    return {
+        name: found.plain(dtype)
+        if isinstance(found, Codes)
+        else found.to(dtype)
+        if found.dtype in CODES
+        else found
+        for name, found in with_codes(tensors, source, what).items()
+    }
+
+
+def with_codes(tensors: Mapping[str, Tensor], source: str, what: str) -> dict[str, Tensor | Codes]:
+    """`tensors` with quantised weights beside their scales; codes without one, as e4m3 may be, and
+    all else as they are.
 
     Raises CheckpointError for 4-bit codes, formats not read here, and int8 without a scale.
     """
@@ -31,26 +60,18 @@ def dequantised(
         elif name != MARKER and not name.endswith(UNUSED):
             plain[name] = tensor
     _refuse_packed(plain, source, what)
+    found: dict[str, Tensor | Codes] = {}
     for name, tensor in plain.items():
         scale = scales.pop(name.removesuffix(".weight"), None)
-        if scale is not None:
-            plain[name] = _multiply(tensor, scale).to(dtype)
-        elif tensor.dtype == torch.int8:
+        if scale is None and tensor.dtype == torch.int8:
             raise CheckpointError(f"{source} lacks the scale of {name}; download it again")
-        elif tensor.dtype in CODES:
-            plain[name] = tensor.to(dtype)
+        found[name] = tensor if scale is None else Codes(tensor, scale)
     if scales:
         raise CheckpointError(
             f"{source} holds {len(scales)} scales without weights ({preview(scales)}); "
             "the file is damaged"
         )
-    return plain
-
-
-def _multiply(codes: Tensor, scale: Tensor) -> Tensor:
-    """In float32; one scale for each row, or one for all."""
-    by_row = scale.numel() > 1
-    return codes.float() * (scale.float().reshape(-1, 1) if by_row else scale.float().reshape(()))
+    return found
 
 
 def _refuse_packed(plain: Mapping[str, Tensor], source: str, what: str) -> None:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, preview
 from ..ops.placing import place
-from ..quant.dequantise import dequantised
+from ..quant.dequantise import CODES, Codes, with_codes
 from .clean import clean_prompt
+from .stored import StoredEmbedding, StoredLinear, turned
 from .tokenizer import EOS, PAD, SPIECE_MODEL, PromptTokenizer, embedded_tokenizer
 
 if TYPE_CHECKING:
@@ -141,12 +142,19 @@ class TextEncoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.transformer.shared.weight.dtype
+        table = self.transformer.shared
+        return getattr(table, "dtype", table.weight.dtype)
+
+    @property
+    def turning_bytes(self) -> int:
+        """What turning the largest matrix that is kept as stored takes for a moment."""
+        kept = (module for module in self.modules() if isinstance(module, StoredLinear))
+        return max((layer.turning_bytes for layer in kept), default=0)
 
     @property
     def bytes(self) -> int:
         """Memory of the weights; the embedding, reachable by two names, counts once."""
-        return sum(weight.nbytes for weight in self.parameters())
+        return sum(weight.nbytes for weight in (*self.parameters(), *self.buffers()))
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -181,12 +189,16 @@ def build_text_encoder(
     tokenizer: PromptTokenizer | None,
     source: str,
     dtype: torch.dtype | None = None,
+    as_stored: bool = False,
 ) -> TextEncoder:
     """From the tensors of a file named `source`; they are used as they are where dtype agrees.
 
-    No tokenizer means the one the tensors embed; no dtype means that of the file's linears.
+    No tokenizer means the one the tensors embed; no dtype means that of the file's linears, or
+    bfloat16 for codes. `as_stored` turns matrices of another type at every use, not now: the same
+    numbers, with the file mapped.
     """
-    weights = _transformers_weights(tensors, source, dtype or torch.bfloat16)
+    found = _transformers_weights(tensors, source)
+    weights = {k: v.codes if isinstance(v, Codes) else v for k, v in found.items()}
     if tokenizer is None:
         tokenizer = embedded_tokenizer(tensors, source)
     config = _make_config(weights, source)
@@ -196,8 +208,10 @@ def build_text_encoder(
             f"{config.vocab_size}; give the tokenizer that belongs to this encoder"
         )
     transformer = _build_transformer(config)
-    dtype = dtype or weights["encoder.block.0.layer.0.SelfAttention.q.weight"].dtype
-    cast = {name: weight.to(_dtype_of(name, dtype)) for name, weight in weights.items()}
+    first = weights["encoder.block.0.layer.0.SelfAttention.q.weight"].dtype
+    dtype = dtype or (torch.bfloat16 if first in CODES else first)
+    kept = _keep_stored(transformer, found, dtype) if as_stored else {}
+    cast = kept | {name: turned(w, _dtype_of(name, dtype)) for name, w in found.items()}
     place(transformer, cast | {TIED_EMBEDDING: cast["shared.weight"]}, source, WHAT)
     return TextEncoder(transformer, tokenizer)
 
@@ -207,13 +221,8 @@ def check_text_encoder(names: Iterable[str], source: str) -> None:
     _detect_layout(names, source)
 
 
-def _transformers_weights(
-    tensors: Mapping[str, Tensor], source: str, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """The tensors of the encoder by their names in transformers; what is unknown keeps its own.
-
-    Quantised weights become plain ones in `dtype`.
-    """
+def _transformers_weights(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor | Codes]:
+    """The tensors of the encoder by their names in transformers; what is unknown keeps its own."""
     prefix, names = _detect_layout(tensors, source)
     # With a prefix the file holds other models too, which are not ours to judge.
     own = {
@@ -223,7 +232,7 @@ def _transformers_weights(
     }
     weights = {
         _transformers_name(name, names): tensor
-        for name, tensor in dequantised(own, source, WHAT, dtype).items()
+        for name, tensor in with_codes(own, source, WHAT).items()
     }
     # One table under two names; files hold either or both.
     embedding = weights.pop(TIED_EMBEDDING, None)
@@ -299,6 +308,32 @@ def _build_transformer(config: UMT5Config) -> UMT5EncoderModel:
         transformer = UMT5EncoderModel(config)
     transformer.set_input_embeddings(transformer.shared)
     return transformer
+
+
+def _keep_stored(
+    transformer: UMT5EncoderModel, found: dict[str, Tensor | Codes], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Put in layers that turn their matrix at every use, for those of another type; takes their
+    weights out of `found` and returns them by their new names. Wrong shapes are left in it."""
+    kept: dict[str, Tensor] = {}
+    for name, module in list(transformer.named_modules()):
+        weight, wanted = found.get(f"{name}.weight"), _dtype_of(f"{name}.weight", dtype)
+        stored = weight.codes if isinstance(weight, Codes) else weight
+        if weight is None or stored is None or stored.shape != module.weight.shape:
+            continue
+        if isinstance(weight, Tensor) and weight.dtype == wanted:
+            continue
+        if isinstance(module, nn.Linear):
+            layer = StoredLinear(weight, wanted)
+            parent, _, leaf = name.rpartition(".")
+            setattr(transformer.get_submodule(parent), leaf, layer)
+            kept |= {f"{name}.{part}": tensor for part, tensor in layer.named_buffers()}
+            del found[f"{name}.weight"]
+        elif module is transformer.shared and stored.dtype not in CODES:
+            transformer.set_input_embeddings(StoredEmbedding(stored, wanted))
+            kept[f"{name}.weight"] = stored
+            del found[f"{name}.weight"]
+    return kept
 
 
 def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:

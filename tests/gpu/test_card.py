@@ -257,7 +257,7 @@ def test_the_demo_makes_nearly_the_same_video_on_the_card_as_on_the_cpu(streams,
     assert actual.peak_bytes > 0
     assert pipeline.vram_bytes is None or actual.peak_bytes <= pipeline.vram_bytes
     left = {p.device.type for p in expert.model.parameters()}
-    assert left == {"cpu" if streams else "cuda"}, "it stays where there is room for it"
+    assert ("cpu" in left) == streams, "it stays as far as there is room for it"
     again = pipeline.generate(replace(request, prompt="a blue circle moving left", seed=2))
     assert again.memory == ((actual.memory) if streams else ()), "placed again only if it left"
     pipeline.turns.release(0)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from lightx2v_core.assemble import load_vae
 from lightx2v_core.checkpoint.source import open_checkpoint
+from lightx2v_core.memory.codec import borrowed
 from lightx2v_core.memory.reading import PIECE_BYTES, to_device
+from lightx2v_core.wan.vae import VaeConfig, WanVae
+from tests.conftest import fill
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no card")]
 
@@ -30,3 +34,17 @@ def test_every_bit_of_a_mapped_file_reaches_the_card_while_it_computes(tmp_path)
 
         for copy, expected in zip(copies, stored.values(), strict=True):
             assert copy.device.type == "cuda" and torch.equal(copy.cpu(), expected)
+
+
+def test_a_module_is_lent_as_it_lies_in_its_file_and_nothing_is_copied_back(tmp_path):
+    path = tmp_path / "vae.safetensors"
+    save_file(fill(WanVae(VaeConfig(32, 32))).bfloat16().state_dict(), path)
+    vae = load_vae(path, torch.bfloat16)
+    places = {name: tensor.data_ptr() for name, tensor in vae.state_dict().items()}
+    stored = load_file(path)
+
+    with torch.inference_mode(), borrowed(vae, torch.device("cuda")):
+        lent = {name: tensor.cpu() for name, tensor in vae.state_dict().items()}
+
+    assert all(torch.equal(lent[name].view_as(stored[name]), stored[name]) for name in stored)
+    assert places == {name: tensor.data_ptr() for name, tensor in vae.state_dict().items()}

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from lightx2v_core.memory.files import Mapped
-from lightx2v_core.memory.ram import available_bytes, margin_bytes, pinnable_bytes, total_bytes
+from lightx2v_core.memory.ram import (
+    available_bytes,
+    limit_to,
+    margin_bytes,
+    pinnable_bytes,
+    total_bytes,
+)
 
 GB = 10**9
 
@@ -121,3 +127,18 @@ def test_mapped_tensors_are_told_from_those_in_ram(tmp_path):
     assert known.holds(mapped)
     assert not known.holds(own)
     assert Mapped(tmp_path / "no such list").holds(own), "the careful answer"
+
+
+def test_a_limit_of_ones_own_counts_what_is_of_no_file(tmp_path):
+    root = machine(tmp_path, 20 * GB, 32 * GB)
+    (root / "proc/self/status").write_text(f"VmRSS: 99 kB\nRssAnon:\t{3 * GB // 1024} kB\n")
+
+    limit_to(8 * GB)
+    try:
+        limited = available_bytes(root), total_bytes(root), pinnable_bytes(root, "linux")
+    finally:
+        limit_to(None)
+
+    wanted = (5 * GB, 8 * GB, 3 * GB)
+    assert all(near(seen, size) for seen, size in zip(limited, wanted, strict=True)), limited
+    assert near(available_bytes(root), 20 * GB)
