@@ -51,21 +51,28 @@ def write_parts(
         tensors = tensors if scheme == "bf16" else quantised(tensors, scheme)
         write_file(tensors, paths.transformer, sync)
     if not paths.text.is_file():
-        text = _draw(text_shapes(**family.text), device)
-        write_file(text | {"spiece_model": spiece_tensor()}, paths.text, sync)
+        write_file(text_tensors(family.text, device), paths.text, sync)
     if not paths.clip.is_file():
-        write_file(_draw(clip_shapes(**family.clip), device), paths.clip, sync)
+        write_file(draw(clip_shapes(**family.clip), device), paths.clip, sync)
     if not paths.vae.is_file():
-        with torch.device("meta"):
-            empty = WanVae(family.vae).state_dict()
-        shapes = {name: tuple(tensor.shape) for name, tensor in empty.items()}
-        write_file(_draw(shapes, device), paths.vae, sync)
+        write_file(vae_tensors(family.vae, device), paths.vae, sync)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return paths
 
 
-def _draw(shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> dict[str, Tensor]:
+def text_tensors(sizes: Mapping[str, int], device: torch.device) -> dict[str, Tensor]:
+    """A UMT5 of these sizes with a small tokenizer, as ComfyUI's files hold it."""
+    return draw(text_shapes(**sizes), device) | {"spiece_model": spiece_tensor()}
+
+
+def vae_tensors(config: VaeConfig, device: torch.device) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        empty = WanVae(config).state_dict()
+    return draw({name: tuple(tensor.shape) for name, tensor in empty.items()}, device)
+
+
+def draw(shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> dict[str, Tensor]:
     """bfloat16: norms near one, the rest with a spread that keeps signals as large as they were."""
     generator = torch.Generator(device).manual_seed(SEED)
     drawn = {}

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from inside import WORK, Heard, check, host_nodes, pack, run, sentence
+from inside import DEVICE, WORK, Heard, check, host_nodes, pack, run, sentence
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -67,14 +67,13 @@ class Greedy:
     """
 
     def __init__(self, dynamic: bool = False) -> None:
-        device = torch.device("cpu")
-        self.model = comfy.model_patcher.ModelPatcher(torch.nn.Linear(64, 64), device, device)
+        cpu = torch.device("cpu")
+        self.model = comfy.model_patcher.ModelPatcher(torch.nn.Linear(64, 64), DEVICE, cpu)
         self.model.is_dynamic = lambda: dynamic
         self.dynamic = {"for_dynamic": True} if dynamic and hasattr(mm, "is_oom") else {}
 
     def take_all(self) -> None:
-        device = torch.device("cpu")
-        mm.free_memory(1e12, device, [], **self.dynamic)
+        mm.free_memory(1e12, DEVICE, [], **self.dynamic)
         mm.load_models_gpu([self.model])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 
-from inside import Heard, check, gc, pack, sentence
+from inside import DEVICE, Heard, check, gc, pack, sentence
 
 import comfy.model_management as mm
 import torch
@@ -32,7 +32,7 @@ def memory_comfyui_equals_ours_with_and_without_lora() -> str:
     close(ksampler(stock), ksampler(mine))
     error = close(ksampler(with_lora(stock)), ksampler(with_lora(mine)), 2e-5)
     mm.unload_all_models()
-    stock.partially_load(torch.device("cpu"), 1_000_000)
+    stock.partially_load(DEVICE, 1_000_000)
     assert stock.model.model_lowvram
     close(ksampler(stock), ksampler(mine))
     return error
@@ -52,7 +52,7 @@ def on_a_small_card_the_result_is_bit_equal_and_sizes_are_true() -> str:
         assert torch.equal(partly, whole)
         assert 0 < held[1] < size, held
         assert held[0] < 2, held
-        mm.free_memory(1e12, torch.device("cpu"))
+        mm.free_memory(1e12, DEVICE)
         assert model.loaded_size() == 0
         assert torch.equal(ksampler(model), whole)
     return f"{held[1]} of {size} bytes"
