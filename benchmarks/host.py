@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,7 @@ from .lines import Line, about, add_out, emit, relative_error
 
 PACK = Path(__file__).parents[1]
 CASE = "host_end_to_end"
-POLL_SECONDS = 0.2
+POLL_SECONDS, FORGET_SECONDS = 0.2, 4.0
 
 
 class HostServer(Server):
@@ -112,9 +113,10 @@ def measure(options: argparse.Namespace) -> Iterator[Line]:
     }
     done: dict[str, Line] = {}
     latents: dict[str, Tensor] = {}
-    with tempfile.TemporaryDirectory(prefix="lightx2v-host-") as folder, started(
-        options, Path(folder), device
-    ) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="lightx2v-host-") as folder,
+        started(options, Path(folder), device) as server,
+    ):
         write_picture(server.folder / "input" / asked.picture, options.size)
         for who, graph in graphs.items():
             told = [
@@ -126,7 +128,9 @@ def measure(options: argparse.Namespace) -> Iterator[Line]:
             if who != "ours":
                 done[who] |= compare(done["ours"], done[who], latents["ours"], latents[who])
             yield done[who]
+            # Its worker forgets all results and models, unless a prompt comes before it looks.
             server.post("/free", {"unload_models": True, "free_memory": True})
+            time.sleep(FORGET_SECONDS)
         if options.keep:
             keep(options.keep, server, latents)
 

@@ -47,8 +47,8 @@ def write_models(models: Path, family: Family, scheme: str, device: torch.device
         if scheme == "bf16":
             return tensors
         written = WRITTEN[scheme]
-        # Without it ComfyUI takes the codes as they are and leaves the scales out.
-        marker = {MARKER: torch.zeros(2, dtype=written.dtype)} if written.marker else {}
+        # Without it ComfyUI leaves the scales out; with two numbers in it, it multiplies in bf16.
+        marker = {MARKER: torch.zeros(1, dtype=written.dtype)} if written.marker else {}
         return quantised(tensors, scheme) | marker
 
     made = {

@@ -48,9 +48,7 @@ def ours(files: Files, asked: Asked) -> Graph:
     """The nodes of workflows/i2v_wan2.1_14b_480p_4step.json, with the latent saved too."""
     size, choices = asked.size, {"memory": asked.memory, "attention": asked.attention}
     return _with_lora(asked.lora) | {
-        "loaded": node(
-            "LightX2VLoadModel", file=files.transformer, quantisation="keep", **choices
-        ),
+        "loaded": node("LightX2VLoadModel", file=files.transformer, quantisation="keep", **choices),
         "summary": node("PreviewAny", source=["loaded", 1]),
         "vae": node("LightX2VLoadVae", file=files.vae),
         **_prompt(files, asked),

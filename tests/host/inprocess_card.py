@@ -10,7 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from inside import DEVICE, FLAGS, WORK, Heard, check, host_nodes, main, pack, relative, run, sentence
+from inside import (
+    DEVICE,
+    FLAGS,
+    WORK,
+    Heard,
+    check,
+    host_nodes,
+    main,
+    pack,
+    relative,
+    run,
+    sentence,
+)
 
 import comfy.memory_management
 import comfy.model_management as mm
@@ -204,7 +216,10 @@ def comfyuis_own_models_beside_ours_and_in_the_middle_of_a_run_change_no_bit() -
 
 
 def write_native_model() -> None:
-    wan, config = pack("lightx2v_core.wan.model").WanModel, pack("lightx2v_core.wan.config").WanConfig
+    wan, config = (
+        pack("lightx2v_core.wan.model").WanModel,
+        pack("lightx2v_core.wan.config").WanConfig,
+    )
     torch.manual_seed(0)
     weights = wan(config(dim=256, ffn_dim=512, num_layers=2, text_dim=4096)).state_dict()
     path = diffusion_models / "native.safetensors"
@@ -270,7 +285,9 @@ def free_gives_the_cards_memory_back() -> str:
 def auto_attention_says_what_runs() -> str:
     with Heard():
         told = [
-            run("LightX2VLoadModel", file=file, quantisation="keep", attention="auto", memory="auto")[1]
+            run(
+                "LightX2VLoadModel", file=file, quantisation="keep", attention="auto", memory="auto"
+            )[1]
             for file in ("fp8.safetensors", f"{DEMO}t2v.safetensors")
         ]
     said = [text.rpartition("attention: ")[2] for text in told]
