@@ -1,4 +1,4 @@
-"""Random model files in the folders and under the names in which ComfyUI's own loaders take them."""
+"""Random model files in the folders, and by the names, in which ComfyUI's own loaders take them."""
 
 from __future__ import annotations
 

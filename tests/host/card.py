@@ -1,4 +1,4 @@
-"""What ComfyUI's main.py does for a card before and after PyTorch is there: allocator, Dynamic VRAM.
+"""What ComfyUI's main.py does for a card around the import of PyTorch: allocator, Dynamic VRAM.
 
 Importing main.py itself would start a server's database, prestartup scripts and logging.
 """

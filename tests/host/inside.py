@@ -38,7 +38,7 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 if "--cpu" not in FLAGS:
-    import card  # noqa: E402
+    import card
 
     card.before_torch()
 
@@ -46,8 +46,8 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
-import comfy.model_management as mm  # noqa: E402
-import comfy.utils  # noqa: E402, I001
+import comfy.model_management as mm  # noqa: E402, I001
+import comfy.utils  # noqa: E402
 import nodes as host_nodes  # noqa: E402
 
 DEVICE = mm.get_torch_device()
