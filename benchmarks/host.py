@@ -119,20 +119,24 @@ def measure(options: argparse.Namespace) -> Iterator[Line]:
     ):
         write_picture(server.folder / "input" / asked.picture, options.size)
         for who, graph in graphs.items():
-            told = [
-                follow(server, graph(files, asked.another(number)), device)
-                for number in range(options.runs)
-            ]
+            try:
+                told = [
+                    follow(server, graph(files, asked.another(number)), device)
+                    for number in range(options.runs)
+                ]
+            except RequestError as error:
+                yield {"case": CASE, "who": who, "error": str(error), **facts}
+                continue
             latents[who] = last_latent(server.folder)
             done[who] = summarise(told) | {"case": CASE, "who": who, **facts}
-            if who != "ours":
+            if who != "ours" and "ours" in done:
                 done[who] |= compare(done["ours"], done[who], latents["ours"], latents[who])
             yield done[who]
             # Its worker forgets all results and models, unless a prompt comes before it looks.
             server.post("/free", {"unload_models": True, "free_memory": True})
             time.sleep(FORGET_SECONDS)
-        if options.keep:
-            keep(options.keep, server, latents)
+        for who, latent in latents.items() if options.keep else ():
+            torch.save(latent, options.keep / f"{who}.pt")
 
 
 def version_of(comfyui: Path) -> str:
@@ -146,6 +150,8 @@ def version_of(comfyui: Path) -> str:
 def started(options: argparse.Namespace, folder: Path, device: torch.device) -> Iterator[Server]:
     beside = options.comfyui / ".venv/bin/python"
     python = options.python or (beside if beside.exists() else Path(sys.executable))
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
     flags = (*options.flags, "--front-end-root", str(folder / "page"))
     server = HostServer(options.comfyui, python, PACK, folder, dict(os.environ), flags)
     server.models = options.models
@@ -153,10 +159,9 @@ def started(options: argparse.Namespace, folder: Path, device: torch.device) -> 
     try:
         with server:
             yield server
-    except Exception:
+    finally:
         if options.keep:
-            keep(options.keep, server, {})
-        raise
+            (options.keep / "server.log").write_text(server.text(), "utf-8")
 
 
 def write_picture(path: Path, size: VideoSize) -> None:
@@ -256,13 +261,6 @@ def compare(mine: Line, theirs: Line, latent: Tensor, their_latent: Tensor) -> L
         "ratio_of_first": float(str(mine["first_seconds"])) / float(str(theirs["first_seconds"])),
         "relative_difference": relative_error(latent, their_latent),
     }
-
-
-def keep(target: Path, server: Server, latents: Mapping[str, Tensor]) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    (target / "server.log").write_text(server.text(), "utf-8")
-    for who, latent in latents.items():
-        torch.save(latent, target / f"{who}.pt")
 
 
 if __name__ == "__main__":
