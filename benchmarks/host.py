@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -264,4 +265,6 @@ def compare(mine: Line, theirs: Line, latent: Tensor, their_latent: Tensor) -> L
 
 
 if __name__ == "__main__":
+    # A time limit ends the server too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     raise SystemExit(main())
