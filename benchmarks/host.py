@@ -6,7 +6,8 @@ Starts that ComfyUI's server with this pack alone, posts the graph of our shippe
 `--runs` times (each with another seed and another prompt, as a user works: only loaders and the
 picture stay cached), and with `--native` the same video by ComfyUI's own nodes from the same files.
 A line, case `host_end_to_end`, holds the first run, the median of the others, the seconds of each
-node, what the nodes say, the most the card held by nvidia-smi, and a hash of each latent, so that
+node, the same without writing the video (`frames_seconds`: random weights make noise, which takes
+x264 long), what the nodes say, the most the card held by nvidia-smi, and a hash of each latent, so that
 servers started with other flags (`--flags=--lowvram`) can be compared. `--models` is a folder like
 ComfyUI's own `models`; random files of a 14B model are written where it has none. `--tiny` tries it
 on small ones, with `--device cpu` on a CPU.
@@ -178,10 +179,11 @@ def follow(server: Server, graph: Graph, device: torch.device) -> Line:
         run = server.run(graph)
     if run.end != "execution_success":
         raise RequestError(f"ComfyUI ended the run with {run.events[-1]}")
-    latent = last_latent(server.folder)
+    latent, nodes = last_latent(server.folder), node_seconds(run, graph)
     return {
         "seconds": run.clock[-1] - run.clock[0],
-        "nodes": node_seconds(run, graph),
+        "frames_seconds": run.clock[-1] - run.clock[0] - nodes.get("SaveVideo", 0.0),
+        "nodes": nodes,
         "texts": [text for out in run.outputs.values() for text in out.get("text", ())]
         + run.texts[-1:],
         "peak_gb": max(peak, default=0) / 1e9,
@@ -245,6 +247,7 @@ def summarise(runs: list[Line]) -> Line:
     warm = runs[1:] or runs
     return {
         "seconds": statistics.median(float(str(run["seconds"])) for run in warm),
+        "frames_seconds": statistics.median(float(str(run["frames_seconds"])) for run in warm),
         "first_seconds": runs[0]["seconds"],
         "peak_gb": max(float(str(run["peak_gb"])) for run in runs),
         "latents": [run["latent"] for run in runs],
@@ -259,6 +262,8 @@ def compare(mine: Line, theirs: Line, latent: Tensor, their_latent: Tensor) -> L
     """How our median stands to theirs, and how far the latents of the last runs are apart."""
     return {
         "ratio": float(str(mine["seconds"])) / float(str(theirs["seconds"])),
+        "ratio_of_frames": float(str(mine["frames_seconds"]))
+        / float(str(theirs["frames_seconds"])),
         "ratio_of_first": float(str(mine["first_seconds"])) / float(str(theirs["first_seconds"])),
         "relative_difference": relative_error(latent, their_latent),
     }

@@ -8,6 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import folder_paths
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 import comfy.ldm.common_dit
 import comfy.ldm.modules.attention
 import comfy.model_base
@@ -15,11 +20,7 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.ops
 import comfy.supported_models
-import folder_paths
-import torch
-import torch.nn.functional as F
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
-from torch import Tensor
 
 from ..lightx2v_core import ops as core_ops
 from ..lightx2v_core.assemble import LoadedTransformer, load_transformer
@@ -49,7 +50,7 @@ KNOWN_OPTIONS = {
     STEP_OPTION,
 }
 # Methods of our patcher that some of the supported hosts never call.
-NOT_EVERYWHERE = {"get_ram_usage", "state_dict_for_saving"}
+NOT_EVERYWHERE = {"get_ram_usage", "state_dict_for_saving", "partially_unload_ram"}
 MEMORY_CHOICES = ("auto", "ours", "comfyui")
 
 

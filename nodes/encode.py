@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
-import comfy.model_management as mm
 import node_helpers
 import torch
-from comfy.clip_vision import Output as ClipVisionOutput
-from comfy.sd import VAE
 from comfy_api.latest import io
 from torch import Tensor
+
+import comfy.model_management as mm
+from comfy.clip_vision import Output as ClipVisionOutput
+from comfy.sd import VAE
 
 from ..lightx2v_core.conditioning import (
     IMAGE_FITS,

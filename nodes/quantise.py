@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import comfy.model_patcher
-import comfy.utils
 import folder_paths
 from comfy_api.latest import io
+
+import comfy.model_patcher
+import comfy.utils
 
 from ..lightx2v_core.checkpoint.convert import quantise_file
 from ..lightx2v_core.errors import RequestError

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import comfy.model_patcher
 import torch
+
+import comfy.model_patcher
 
 from ..lightx2v_core.checkpoint.detect import CheckpointInfo, detect
 from ..lightx2v_core.checkpoint.source import open_checkpoint

@@ -17,20 +17,22 @@ def before_torch() -> None:
         comfy_aimdo.control.init()
 
 
-def after_torch(device: object) -> None:
-    """Convolutions in float32 proper (PyTorch's default there is TF32), then Dynamic VRAM."""
+def after_torch(device: object) -> bool:
+    """Convolutions in float32 proper (PyTorch's default there is TF32), then Dynamic VRAM; whether
+    that is on."""
     import comfy.model_patcher
     import torch
 
     torch.backends.cudnn.allow_tf32 = False
     if not _wants_dynamic():
-        return
+        return False
     import comfy.memory_management
     import comfy_aimdo.control
 
     assert comfy_aimdo.control.init_device(device.index), "comfy-aimdo does not run on this card"
     comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
     comfy.memory_management.aimdo_enabled = True
+    return True
 
 
 def _wants_dynamic() -> bool:

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from inside import (
     DEVICE,
     FLAGS,
+    IS_DYNAMIC,
     WORK,
     Heard,
     check,
@@ -24,7 +25,6 @@ from inside import (
     sentence,
 )
 
-import comfy.memory_management
 import comfy.model_management as mm
 import comfy.model_patcher
 import torch
@@ -46,8 +46,11 @@ presets = pack("lightx2v_core.presets")
 demo = {part: presets.DEMO_FOLDER / name for part, name in presets.DEMO_FILES.items()}
 diffusion_models = WORK / "models/diffusion_models"
 quantise_file = pack("lightx2v_core.checkpoint.convert").quantise_file
+# In bfloat16, as published files are: blocks are then read where they lie in the file.
+half = {name: tensor.bfloat16() for name, tensor in load_file(demo["t2v"]).items()}
+plain_file = write(diffusion_models / "bf16.safetensors", half)
 for scheme in ("fp8", "int8", "fp8-tensor"):
-    quantise_file(demo["t2v"], diffusion_models / f"{scheme}.safetensors", scheme)
+    quantise_file(plain_file, diffusion_models / f"{scheme}.safetensors", scheme)
 
 
 def write_lora() -> None:
@@ -92,8 +95,7 @@ def with_native_lora(model: object) -> object:
 def the_device_is_what_was_asked_for() -> str:
     assert ("--cpu" in FLAGS) == (not ON_CARD), DEVICE
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    dynamic = getattr(comfy.memory_management, "aimdo_enabled", False)
-    assert dynamic == (patcher is not comfy.model_patcher.ModelPatcher)
+    assert (patcher is not comfy.model_patcher.ModelPatcher) == IS_DYNAMIC
     dtype = load().model.diffusion_model.compute_dtype
     return f"{DEVICE}, {dtype}, {patcher.__name__}, {torch.cuda.get_allocator_backend()}"
 
@@ -122,7 +124,7 @@ def a_second_run_is_the_same_bit_for_bit() -> None:
 @check
 def streamed_blocks_give_what_resident_ones_give_bit_for_bit() -> str:
     told = []
-    for file in ("fp8.safetensors", "fp8-tensor.safetensors", f"{DEMO}t2v.safetensors"):
+    for file in ("fp8.safetensors", "bf16.safetensors", f"{DEMO}t2v.safetensors"):
         model = load(file)
         model.model.memory_required = lambda *a, **k: 0
         whole, engine = latent(model), model.model.engine
@@ -131,9 +133,28 @@ def streamed_blocks_give_what_resident_ones_give_bit_for_bit() -> str:
             assert torch.equal(latent(model), whole), file
             assert engine.streamed, engine.describe()
             told.append(engine.describe())
-            assert not ON_CARD or engine.pinned_bytes, "nothing was page-locked"
         assert torch.equal(latent(model), whole), file
     return "; ".join(told)
+
+
+@check
+def an_eviction_spares_page_locked_copies_until_ram_is_wanted() -> str:
+    """Where RAM is plentiful; ComfyUI asks for it before it loads another model."""
+    model = load("bf16.safetensors")
+    engine = model.model.engine
+    whole = latent(model)
+    with SmallCard(engine.least_bytes * 1.5):
+        assert torch.equal(latent(model), whole)
+        locked = engine.pinned_bytes
+        assert bool(locked) == ON_CARD, engine.describe()
+        mm.free_memory(1e30, DEVICE)
+        assert (model.loaded_size(), engine.pinned_bytes) == (0, locked)
+        assert torch.equal(latent(model), whole)
+        mm.free_memory(1e30, DEVICE)
+    model.partially_unload_ram(1e30)
+    assert engine.pinned_bytes == 0
+    assert torch.equal(latent(model), whole)
+    return f"{locked} bytes"
 
 
 @check

@@ -51,8 +51,7 @@ import comfy.utils  # noqa: E402
 import nodes as host_nodes  # noqa: E402
 
 DEVICE = mm.get_torch_device()
-if "--cpu" not in FLAGS:
-    card.after_torch(DEVICE)
+IS_DYNAMIC = "--cpu" not in FLAGS and card.after_torch(DEVICE)
 comfy.utils.PROGRESS_BAR_ENABLED = False
 logging.getLogger().setLevel(logging.INFO)  # what main.py does
 if asyncio.iscoroutinefunction(host_nodes.load_custom_node):

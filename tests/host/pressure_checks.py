@@ -33,7 +33,7 @@ def memory_comfyui_equals_ours_with_and_without_lora() -> str:
     error = close(ksampler(with_lora(stock)), ksampler(with_lora(mine)), 2e-5)
     mm.unload_all_models()
     stock.partially_load(DEVICE, 1_000_000)
-    assert stock.model.model_lowvram
+    assert stock.model.model_lowvram or stock.is_dynamic()
     close(ksampler(stock), ksampler(mine))
     return error
 
@@ -87,10 +87,11 @@ def free_unloads_everything_and_the_next_run_is_the_same() -> None:
 def a_second_run_does_not_read_the_file_again() -> None:
     model = ours()
     ksampler(model)
-    pointer = model.model.diffusion_model.blocks[0].ffn[0].weight.data_ptr()
+    linear = model.model.diffusion_model.blocks[0].ffn[0]
+    pointer = linear.weight.data_ptr()
     ksampler(with_lora(model))
     ksampler(model)
-    assert model.model.diffusion_model.blocks[0].ffn[0].weight.data_ptr() == pointer
+    assert linear.weight.data_ptr() == pointer, "nor is it brought onto a card again"
 
 
 @check

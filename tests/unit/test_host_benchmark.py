@@ -113,7 +113,14 @@ def test_seconds_of_a_node_end_where_the_next_begins():
 
 
 def told(seconds, **changes):
-    line = {"seconds": seconds, "nodes": {}, "texts": [], "peak_gb": seconds, "latent": "a"}
+    line = {
+        "seconds": seconds,
+        "frames_seconds": seconds - 1,
+        "nodes": {},
+        "texts": [],
+        "peak_gb": seconds,
+        "latent": "a",
+    }
     return line | {"is_finite": True, "video_bytes": 1} | changes
 
 
@@ -132,7 +139,10 @@ def test_the_ratio_is_ours_to_theirs():
 
     line = host.compare(mine, theirs, latent * 1.5, latent)
 
-    assert line == {"ratio": 0.6, "ratio_of_first": 0.5, "relative_difference": 0.5}
+    assert line == {
+        **{"ratio": 0.6, "ratio_of_frames": 5 / 9},
+        **{"ratio_of_first": 0.5, "relative_difference": 0.5},
+    }
 
 
 def test_the_last_latent_is_the_one_that_was_saved_last(tmp_path):
