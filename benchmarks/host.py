@@ -7,8 +7,8 @@ Starts that ComfyUI's server with this pack alone, posts the graph of our shippe
 picture stay cached), and with `--native` the same video by ComfyUI's own nodes from the same files.
 A line, case `host_end_to_end`, holds the first run, the median of the others, the seconds of each
 node, the same without writing the video (`frames_seconds`: random weights make noise, which takes
-x264 long), what the nodes say, the most the card held by nvidia-smi, and a hash of each latent, so that
-servers started with other flags (`--flags=--lowvram`) can be compared. `--models` is a folder like
+x264 long), what the nodes say, the most the card held by nvidia-smi, and a hash of each latent, so
+that servers started with other flags (`--flags=--lowvram`) can be compared. `--models` is a folder like
 ComfyUI's own `models`; random files of a 14B model are written where it has none. `--tiny` tries it
 on small ones, with `--device cpu` on a CPU.
 """
@@ -260,13 +260,10 @@ def summarise(runs: list[Line]) -> Line:
 
 def compare(mine: Line, theirs: Line, latent: Tensor, their_latent: Tensor) -> Line:
     """How our median stands to theirs, and how far the latents of the last runs are apart."""
-    return {
-        "ratio": float(str(mine["seconds"])) / float(str(theirs["seconds"])),
-        "ratio_of_frames": float(str(mine["frames_seconds"]))
-        / float(str(theirs["frames_seconds"])),
-        "ratio_of_first": float(str(mine["first_seconds"])) / float(str(theirs["first_seconds"])),
-        "relative_difference": relative_error(latent, their_latent),
-    }
+    names = {"ratio": "seconds", "ratio_of_frames": "frames_seconds"}
+    names |= {"ratio_of_first": "first_seconds"}
+    ratios = {ratio: float(str(mine[n])) / float(str(theirs[n])) for ratio, n in names.items()}
+    return {**ratios, "relative_difference": relative_error(latent, their_latent)}
 
 
 if __name__ == "__main__":

@@ -197,8 +197,7 @@ class Residency:
             self._hosts.clear()
 
     def lift(self, tensors: Iterable[Tensor]) -> None:
-        """Before these are replaced; `place` brings what stands there then. Blocks stay where they
-        are, unless one of their tensors is meant."""
+        """Before these are replaced; `place`, which follows, brings what is there then."""
         meant = {id(tensor) for tensor in tensors}
         slots = [slot for slot in self._rest if id(slot.tensor) in meant]
         if len(slots) < len(meant):
