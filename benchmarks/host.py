@@ -8,9 +8,9 @@ picture stay cached), and with `--native` the same video by ComfyUI's own nodes 
 A line, case `host_end_to_end`, holds the first run, the median of the others, the seconds of each
 node, the same without writing the video (`frames_seconds`: random weights make noise, which takes
 x264 long), what the nodes say, the most the card held by nvidia-smi, and a hash of each latent, so
-that servers started with other flags (`--flags=--lowvram`) can be compared. `--models` is a folder like
-ComfyUI's own `models`; random files of a 14B model are written where it has none. `--tiny` tries it
-on small ones, with `--device cpu` on a CPU.
+that servers started with other flags (`--flags=--lowvram`) can be compared. `--models` is a folder
+like ComfyUI's own `models`; random files of a 14B model are written where it has none. `--tiny`
+tries it on small ones, with `--device cpu` on a CPU.
 """
 
 from __future__ import annotations
