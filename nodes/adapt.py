@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
 import comfy.utils
 import comfy.weight_adapter
+from torch import Tensor, nn
 
 from ..lightx2v_core.errors import CapabilityError
 from ..lightx2v_core.lora.branches import Branch, Level

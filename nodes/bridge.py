@@ -8,11 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import folder_paths
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 import comfy.ldm.common_dit
 import comfy.ldm.modules.attention
 import comfy.model_base
@@ -20,7 +15,11 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.ops
 import comfy.supported_models
+import folder_paths
+import torch
+import torch.nn.functional as F
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from torch import Tensor
 
 from ..lightx2v_core import ops as core_ops
 from ..lightx2v_core.assemble import LoadedTransformer, load_transformer

@@ -7,13 +7,12 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
 import comfy.hooks
 import comfy.model_management as mm
 import comfy.sd
 import comfy.utils
+import torch
+from torch import Tensor, nn
 
 from ..lightx2v_core.assemble import load_text_encoder, load_vae
 from ..lightx2v_core.datatypes import VideoSize

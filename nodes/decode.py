@@ -7,13 +7,12 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import comfy.model_management as mm
 import folder_paths
 import torch
+from comfy.sd import VAE
 from comfy_api.latest import io
 from torch import Tensor
-
-import comfy.model_management as mm
-from comfy.sd import VAE
 
 from ..lightx2v_core.errors import CapabilityError, LightX2VError
 from ..lightx2v_core.media import describe_padding

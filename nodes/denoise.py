@@ -10,15 +10,14 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
-from torch import Generator, Tensor
-
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import comfy.utils
+import torch
+from torch import Generator, Tensor
 
 from ..lightx2v_core.datatypes import SamplerPlan, StepEvent, VideoSize
 from ..lightx2v_core.errors import RequestError

@@ -5,14 +5,13 @@ from __future__ import annotations
 from functools import partial
 from weakref import WeakKeyDictionary
 
+import comfy.model_management as mm
 import node_helpers
 import torch
-from comfy_api.latest import io
-from torch import Tensor, nn
-
-import comfy.model_management as mm
 from comfy.clip_vision import Output as ClipVisionOutput
 from comfy.sd import VAE
+from comfy_api.latest import io
+from torch import Tensor, nn
 
 from ..lightx2v_core.conditioning import (
     IMAGE_FITS,

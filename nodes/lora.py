@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 
+import comfy.lora
+import comfy.model_patcher
 import torch
 from comfy_api.latest import io
 from torch import nn
-
-import comfy.lora
-import comfy.model_patcher
 
 from ..lightx2v_core.errors import RequestError
 from ..lightx2v_core.lora.branches import weight_shapes

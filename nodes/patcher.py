@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import logging
 
-import torch
-
 import comfy.model_patcher
 import comfy.utils
+import torch
 from comfy.patcher_extension import CallbacksMP
 
 from ..lightx2v_core.memory.plan import is_ram_short, place_or_less

@@ -6,10 +6,9 @@ import logging
 import sys
 from collections.abc import Callable
 
+import comfy.model_patcher
 import latent_preview
 from torch import Tensor
-
-import comfy.model_patcher
 
 log = logging.getLogger(__name__)
 

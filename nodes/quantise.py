@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import folder_paths
-from comfy_api.latest import io
-
 import comfy.model_patcher
 import comfy.utils
+import folder_paths
+from comfy_api.latest import io
 
 from ..lightx2v_core.checkpoint.convert import quantise_file
 from ..lightx2v_core.errors import RequestError

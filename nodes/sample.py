@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+import comfy.model_patcher
 import torch
 from comfy_api.latest import io
-
-import comfy.model_patcher
 
 from ..lightx2v_core.errors import RequestError
 from ..lightx2v_core.presets import PRESETS, Overrides, make_plan

@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 import comfy.model_patcher
+import torch
 
 from ..lightx2v_core.checkpoint.detect import CheckpointInfo, detect
 from ..lightx2v_core.checkpoint.source import open_checkpoint

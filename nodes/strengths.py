@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
-import torch
-from torch import nn
-
 import comfy.lora
 import comfy.model_patcher
 import comfy.utils
+import torch
+from torch import nn
 
 from ..lightx2v_core.errors import CapabilityError, RequestError
 from ..lightx2v_core.lora.branches import Branch, Level, set_lora
