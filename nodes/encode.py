@@ -11,7 +11,7 @@ import torch
 from comfy.clip_vision import Output as ClipVisionOutput
 from comfy.sd import VAE
 from comfy_api.latest import io
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..lightx2v_core.conditioning import (
     IMAGE_FITS,
@@ -31,7 +31,7 @@ from .schema import ADVANCED, ASKED_KEY, fit_input, found_by, size_inputs
 Conditioning = list[list]  # [[text states, {key: value}], ...]
 
 # What each VAE encoded last, as long as it lives.
-ENCODED: WeakKeyDictionary[nn.Module, Last] = WeakKeyDictionary()
+ENCODED: WeakKeyDictionary[VAE, Last] = WeakKeyDictionary()
 
 
 class ImageToVideo(io.ComfyNode):
@@ -122,7 +122,7 @@ class ImageToVideo(io.ComfyNode):
             return vae.encode((clip_FCHW.permute(0, 2, 3, 1) + 1.0) / 2.0), known
 
         # Another prompt makes ComfyUI run this node again, with the same pictures.
-        last = ENCODED.setdefault(vae.first_stage_model, Last())
+        last = ENCODED.setdefault(vae, Last())
         raw, known = last.get((start_image, end_image, size, image_fit), encode)
         values = {
             "concat_latent_image": amplify_motion(raw, known, motion),

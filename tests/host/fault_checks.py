@@ -154,6 +154,7 @@ def stop_is_heard_in_every_stage_and_pressing_run_again_ends_in_the_same_video()
         "low noise": ("sampler", made["low"].model.diffusion_model.blocks[1]),
         "decode": ("decode", made["vae"].first_stage_model.core.conv2),
     }
+    pack("nodes.encode").ENCODED.clear()  # as after another picture
     graph["positive"]["inputs"]["text"] += "  "  # the same words, and another entry of the cache
     for stage, (node, module) in stages.items():
         stop_at(module)
