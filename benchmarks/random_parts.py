@@ -83,15 +83,11 @@ def _write_encoders(transformer: Path, family: Family, device: torch.device, syn
         clip=folder / "clip_vision_h.safetensors" if family.clip else None,
     )
     if not paths.text.is_file():
-        text = _draw(text_shapes(**family.text), device)
-        write_file(text | {"spiece_model": spiece_tensor()}, paths.text, sync)
+        write_file(text_tensors(family.text, device), paths.text, sync)
     if paths.clip is not None and not paths.clip.is_file():
-        write_file(_draw(clip_shapes(**family.clip), device), paths.clip, sync)
+        write_file(draw(clip_shapes(**family.clip), device), paths.clip, sync)
     if not paths.vae.is_file():
-        with torch.device("meta"):
-            empty = WanVae(family.vae).state_dict()
-        shapes = {name: tuple(tensor.shape) for name, tensor in empty.items()}
-        write_file(_draw(shapes, device), paths.vae, sync)
+        write_file(vae_tensors(family.vae, device), paths.vae, sync)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return paths
@@ -121,7 +117,18 @@ def write_text(folder: Path, scheme: str, sizes: Mapping[str, int]) -> Path:
     return path
 
 
-def _draw(shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> dict[str, Tensor]:
+def text_tensors(sizes: Mapping[str, int], device: torch.device) -> dict[str, Tensor]:
+    """A UMT5 of these sizes with a small tokenizer, as ComfyUI's files hold it."""
+    return draw(text_shapes(**sizes), device) | {"spiece_model": spiece_tensor()}
+
+
+def vae_tensors(config: VaeConfig, device: torch.device) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        empty = WanVae(config).state_dict()
+    return draw({name: tuple(tensor.shape) for name, tensor in empty.items()}, device)
+
+
+def draw(shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> dict[str, Tensor]:
     """bfloat16: norms near one, the rest with a spread that keeps signals as large as they were."""
     generator = torch.Generator(device).manual_seed(SEED)
     drawn = {}

@@ -49,7 +49,7 @@ KNOWN_OPTIONS = {
     STEP_OPTION,
 }
 # Methods of our patcher that some of the supported hosts never call.
-NOT_EVERYWHERE = {"get_ram_usage", "state_dict_for_saving"}
+NOT_EVERYWHERE = {"get_ram_usage", "state_dict_for_saving", "partially_unload_ram"}
 MEMORY_CHOICES = ("auto", "ours", "comfyui")
 
 

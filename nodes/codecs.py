@@ -67,9 +67,11 @@ class VaeBorder(nn.Module):
 
 
 def _at_once(vae: Vae, size: VideoSize) -> int:
-    """Latent frames that go through at once; at least 1, since the host decides on tiles."""
+    """Latent frames that go through at once; at least 1, since the host decides on tiles. What is
+    reserved for other programs stays free."""
     device = next(vae.parameters()).device
-    room = mm.get_free_memory(device) if device.type == "cuda" else None
+    is_card = device.type == "cuda"
+    room = mm.get_free_memory(device) - mm.extra_reserved_memory() if is_card else None
     return max(latents_at_once(vae, size, room), 1)
 
 

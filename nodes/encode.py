@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import comfy.model_management as mm
 import node_helpers
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..lightx2v_core.conditioning import (
     IMAGE_FITS,
+    Last,
     amplify_motion,
     fit_image,
     frame_mask,
@@ -27,6 +29,9 @@ from .progress import show_text
 from .schema import ADVANCED, ASKED_KEY, fit_input, found_by, size_inputs
 
 Conditioning = list[list]  # [[text states, {key: value}], ...]
+
+# What each VAE encoded last, as long as it lives.
+ENCODED: WeakKeyDictionary[VAE, Last] = WeakKeyDictionary()
 
 
 class ImageToVideo(io.ComfyNode):
@@ -110,9 +115,15 @@ class ImageToVideo(io.ComfyNode):
         if told := fitted.describe():
             show_text(told, cls.hidden.unique_id)
         size = fitted.made
-        pictures = [None if i is None else _as_core(i) for i in (start_image, end_image)]
-        clip_FCHW, known = place_images(size, *pictures, fit=partial(fit_image, how=image_fit))
-        raw = vae.encode((clip_FCHW.permute(0, 2, 3, 1) + 1.0) / 2.0)
+
+        def encode() -> tuple[Tensor, set[int]]:
+            pictures = [None if i is None else _as_core(i) for i in (start_image, end_image)]
+            clip_FCHW, known = place_images(size, *pictures, fit=partial(fit_image, how=image_fit))
+            return vae.encode((clip_FCHW.permute(0, 2, 3, 1) + 1.0) / 2.0), known
+
+        # Another prompt makes ComfyUI run this node again, with the same pictures.
+        last = ENCODED.setdefault(vae, Last())
+        raw, known = last.get((start_image, end_image, size, image_fit), encode)
         values = {
             "concat_latent_image": amplify_motion(raw, known, motion),
             "concat_mask": 1.0 - frame_mask(size, known),

@@ -14,7 +14,7 @@ import comfy.utils
 import torch
 from comfy.patcher_extension import CallbacksMP
 
-from ..lightx2v_core.memory.plan import place_or_less
+from ..lightx2v_core.memory.plan import is_ram_short, place_or_less
 from ..lightx2v_core.memory.residency import Residency
 from .adapt import refuse_quantised, sort_patches
 from .strengths import empty_branches, fill_branches, refuse_changing, refuse_mixed
@@ -91,10 +91,13 @@ class ResidentPatcher(comfy.model_patcher.ModelPatcher):
     ) -> None:
         if unpatch_weights:
             empty_branches(self)
-            self.engine.release()
+            self.engine.release(keep_pinned=not is_ram_short(self.engine.pinned_bytes))
         super().unpatch_model(None, unpatch_weights)  # None: the host must not move the module
         if unpatch_weights:
             self.model.device = self.offload_device
+
+    def partially_unload_ram(self, ram_to_unload: float) -> None:
+        self.engine.unpin(ram_to_unload)
 
     def patch_weight_to_device(
         self, key: str, device_to: torch.device | None = None, *args: object, **kwargs: object
@@ -137,8 +140,9 @@ class ResidentPatcher(comfy.model_patcher.ModelPatcher):
             return
         branches, in_place = sort_patches(self.model, self.patches, merge)
         refuse_mixed(self.patches, in_place)
-        if self.backup or in_place:
-            self.engine.release()  # patched weights become the homes that blocks return to
+        # Patched weights become the homes that those on the card return to.
+        changed = {*self.backup, *in_place}
+        self.engine.lift(comfy.utils.get_attr(self.model, key) for key in changed)
         for key, backup in self.backup.items():
             comfy.utils.set_attr_param(self.model, key, backup.weight)
         self.backup.clear()

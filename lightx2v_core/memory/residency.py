@@ -196,6 +196,23 @@ class Residency:
         if not keep_pinned:
             self._hosts.clear()
 
+    def lift(self, tensors: Iterable[Tensor]) -> None:
+        """Before these are replaced; `place`, which follows, brings what is there then."""
+        meant = {id(tensor) for tensor in tensors}
+        slots = [slot for slot in self._rest if id(slot.tensor) in meant]
+        if len(slots) < len(meant):
+            self.release()
+        for slot in slots:
+            self._send_home(slot)
+
+    def unpin(self, wanted_bytes: float) -> int:
+        """Give up page-locked copies that `release` kept, as many bytes at least; returns them."""
+        freed = 0
+        for index in list(self._hosts) if self._ring is None else ():
+            if freed < wanted_bytes and (pinned := self._hosts.pop(index).pinned) is not None:
+                freed += pinned.nbytes
+        return freed
+
     def forget(self) -> int:
         """`release`, and give up every copy of the blocks in RAM that can be read again.
 

@@ -183,7 +183,7 @@ def an_attention_that_gives_nan_is_named_and_computed_again_plainly() -> str:
 
 @check
 def a_latent_that_stays_broken_names_what_computed_it_and_is_not_decoded() -> str:
-    model = ours()
+    model = ours(attention="comfyui")
     model.model.diffusion_model.head.head.bias.data.fill_(float("nan"))
     told = sentence(lambda: distill(model))
     assert "not finite after step 1 of 4" in told and "of ComfyUI" in told, told

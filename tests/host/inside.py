@@ -1,7 +1,8 @@
 """Runs inside a ComfyUI's own Python: starts its modules, loads the pack, runs named checks.
 
 A script imports this first, registers functions with `check` and ends with `main()`, which prints
-one JSON line. usage: SCRIPT WORK_FOLDER (with COMFYUI_PATH set)
+one JSON line. usage: SCRIPT WORK_FOLDER (with COMFYUI_PATH set). LIGHTX2V_HOST_FLAGS holds what
+ComfyUI is started with, `--cpu` without it; tests/gpu runs the same checks on a card.
 """
 
 from __future__ import annotations
@@ -22,27 +23,35 @@ HOST = Path(os.environ["COMFYUI_PATH"])
 PACK = Path(__file__).resolve().parents[2]
 WORK = Path(sys.argv[1])
 MARK = "RESULTS "
+FLAGS = os.environ.get("LIGHTX2V_HOST_FLAGS", "--cpu").split()
 
 for folder in ("diffusion_models", "vae", "vae_approx", "text_encoders", "loras"):
     (WORK / "models" / folder).mkdir(parents=True, exist_ok=True)
 for folder in ("input", "output", "temp", "user", "custom_nodes"):
     (WORK / folder).mkdir(exist_ok=True)
-sys.argv = [sys.argv[0], "--cpu", "--base-directory", str(WORK)]
+sys.argv = [sys.argv[0], *FLAGS, "--base-directory", str(WORK)]
 # ComfyUI first: the pack's own folder nodes/ must not stand for ComfyUI's nodes.py.
 sys.path[:] = [str(HOST)] + [p for p in sys.path if Path(p or ".").resolve() != PACK]
 os.chdir(HOST)
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+if "--cpu" not in FLAGS:
+    import card
+
+    card.before_torch()
 
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
-
-import comfy.utils  # noqa: E402, I001
+import comfy.model_management as mm  # noqa: E402, I001
+import comfy.utils  # noqa: E402
 import nodes as host_nodes  # noqa: E402
 
+DEVICE = mm.get_torch_device()
+IS_DYNAMIC = "--cpu" not in FLAGS and card.after_torch(DEVICE)
 comfy.utils.PROGRESS_BAR_ENABLED = False
 logging.getLogger().setLevel(logging.INFO)  # what main.py does
 if asyncio.iscoroutinefunction(host_nodes.load_custom_node):

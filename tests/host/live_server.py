@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,7 @@ class Run:
     previews: int = 0
     texts: list[str] = field(default_factory=list)
     outputs: dict = field(default_factory=dict)
+    clock: list[float] = field(default_factory=list)  # when each event came, in seconds
 
     def data(self, kind: str) -> list[dict]:
         return [data for name, data in self.events if name == kind]
@@ -53,6 +55,10 @@ class Run:
 
 
 class Server:
+    own_flags: tuple[str, ...] = ("--cpu", "--preview-method", "latent2rgb")
+    variables: Mapping[str, str] = {"OMP_NUM_THREADS": "1"}
+    patience = RUN_SECONDS  # between two messages
+
     def __init__(
         self,
         host: Path,
@@ -64,7 +70,7 @@ class Server:
     ) -> None:
         self.flags = flags
         self.host, self.python, self.pack, self.folder = host, python, pack, folder
-        self.environment = {**environment, "OMP_NUM_THREADS": "1"}
+        self.environment = {**environment, **self.variables}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -75,11 +81,12 @@ class Server:
         self.log = (self.folder / "server.log").open("w")
         self.process = subprocess.Popen(
             [
-                *(self.python, self.host / "main.py", "--cpu", "--listen", "127.0.0.1"),
-                *("--port", str(self.port), "--base-directory", self.folder),
+                *(self.python, self.host / "main.py", *self.own_flags),
+                *("--listen", "127.0.0.1", "--port", str(self.port)),
+                *("--base-directory", self.folder),
                 *("--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_NAME),
                 *("--database-url", "sqlite:///:memory:", "--disable-api-nodes"),
-                *("--preview-method", "latent2rgb", *self.flags),
+                *self.flags,
             ],
             cwd=self.host,
             env=self.environment,
@@ -88,7 +95,7 @@ class Server:
         )
         self._wait_until_ready()
         address = f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}"
-        self.socket = websocket.create_connection(address, timeout=RUN_SECONDS)
+        self.socket = websocket.create_connection(address, timeout=self.patience)
         return self
 
     def __exit__(
@@ -164,6 +171,7 @@ class Server:
             if data.get("prompt_id") != answer["prompt_id"]:
                 continue
             run.events.append((event["type"], data))
+            run.clock.append(time.perf_counter())
             if event["type"] == "progress" and data["value"] == interrupt_at:
                 self.post("/interrupt", {})
         run.outputs = {data["node"]: data["output"] for data in run.data("executed")}

@@ -205,7 +205,8 @@ def ten_strengths_in_a_row_hold_as_many_tensors_and_move_no_base_weight() -> str
     plain, counts, moved = ksampler(model, steps=1), [], []
     put = engine_slots.Slot.put
     engine_slots.Slot.put = lambda slot, tensor: (moved.append(slot.name), put(slot, tensor))[1]
-    places = {name: p.data_ptr() for name, p in transformer.named_parameters()}
+    matrices = {name: p for name, p in transformer.named_parameters() if p.ndim > 1}
+    places = {name: p.data_ptr() for name, p in matrices.items()}
     for step in range(1, 11):
         patched = applied(model, strength=step / 10)
         ksampler(patched, steps=1)
@@ -215,9 +216,10 @@ def ten_strengths_in_a_row_hold_as_many_tensors_and_move_no_base_weight() -> str
             counts.append(sum(isinstance(o, torch.Tensor) for o in gc.get_objects()))
     engine_slots.Slot.put = put
     assert counts[0] == counts[1], counts
-    assert not moved
+    assert not matrices.keys() & set(moved), "small ones, which the LoRA changes, may go and come"
     assert torch.equal(ksampler(model, steps=1), plain)
-    assert {name: p.data_ptr() for name, p in transformer.named_parameters()} == places
+    now = dict(transformer.named_parameters())
+    assert {name: now[name].data_ptr() for name in places} == places
     return f"{counts[-1]} tensors"
 
 

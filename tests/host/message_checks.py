@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from inside import WORK, Heard, check, pack, sentence
+from inside import IS_DYNAMIC, WORK, Heard, check, pack, sentence
 
 import comfy.ldm.wan.vae2_2
 import comfy.sd
@@ -98,7 +98,8 @@ def half_a_file_fails_in_comfyui_in_the_words_of_safetensors() -> str:
     for name, (content, theirs, our_words) in files.items():
         path = Path(MODELS / f"diffusion_models/{name}.safetensors")
         path.write_bytes(content)
-        contains(sentence(lambda p=path: comfy.utils.load_torch_file(str(p))).lower(), theirs)
+        if not IS_DYNAMIC:  # there ComfyUI reads safetensors by itself, in words that change
+            contains(sentence(lambda p=path: comfy.utils.load_torch_file(str(p))).lower(), theirs)
         told.append(contains(sentence(lambda n=name: ours(n)), our_words))
     return "; ".join(told)
 

@@ -142,6 +142,26 @@ def several_start_images_are_the_first_frames() -> None:
 
 
 @check
+def another_prompt_does_not_encode_the_same_picture_again() -> None:
+    vae, calls = our_vae(), []
+    encode = vae.encode
+    vae.encode = lambda pixels: (calls.append(1), encode(pixels))[1]
+
+    def condition(**changes: object) -> torch.Tensor:
+        asked = {"start_image": CLIP_FRAMES[:1].clone(), "width": 64, "height": 64, "frames": 9}
+        text = [[torch.randn(1, 4, 8), {}]]
+        out = run("LightX2VImageToVideo", positive=text, vae=vae, **{**asked, **changes})
+        return out[0][0][1]["concat_latent_image"]
+
+    first = condition()
+    assert torch.equal(condition(), first) and len(calls) == 1
+    for changes in ({"frames": 5}, {"start_image": CLIP_FRAMES[1:2]}, {"image_fit": "pad"}):
+        condition(**changes)
+    assert len(calls) == 4
+    assert torch.equal(condition(), first) and len(calls) == 5
+
+
+@check
 def sizes_that_do_not_fit_are_snapped_and_named() -> None:
     with Heard() as heard:
         out = run("LightX2VEmptyVideoLatent", width=640, height=360, frames=80)

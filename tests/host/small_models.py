@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parent))
 import torch
-from inside import WORK, fill, host_nodes, pack, relative, run
+from inside import DEVICE, WORK, fill, host_nodes, pack, relative, run
 
 import comfy.model_base
 import comfy.model_patcher
@@ -96,8 +96,9 @@ def native(name: str = "t2v") -> object:
     host.set_inference_dtype(torch.float32, None)
     model = comfy.model_base.WAN21(host, image_to_video=config.takes_image)
     model.load_model_weights(dict(FILES[name]), "")
-    cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    return comfy.model_patcher.ModelPatcher(
+        model, load_device=DEVICE, offload_device=torch.device("cpu")
+    )
 
 
 def ksampler(model: object, cond: list | None = None, **changes: object) -> torch.Tensor:

@@ -244,6 +244,66 @@ def test_release_leaves_nothing_loaded_and_the_model_still_runs():
     assert torch.equal(run(model), run(model_of()))
 
 
+class Pinning(Recorder):
+    """A transport that keeps a copy of each block it read, as page-locked RAM does."""
+
+    def start(self, slot: int, source: HostBlock, target: torch.Tensor) -> None:
+        super().start(slot, source, target)
+        source.pinned = torch.zeros(source.layout.nbytes, dtype=torch.uint8)
+
+
+def test_page_locked_copies_that_were_kept_are_given_up_when_ram_is_wanted():
+    model = model_of()
+    engine = Residency(model, make_transport=lambda _device: Pinning([]))
+    model.run_block = engine.run_block
+    engine.place("cpu", 0)
+    run(model)
+    held = engine.pinned_bytes
+
+    while_streaming = engine.unpin(held)
+    engine.release(keep_pinned=True)
+    kept = engine.pinned_bytes
+    freed = [engine.unpin(1), engine.unpin(held), engine.unpin(held)]
+
+    assert (while_streaming, kept) == (0, held)
+    assert freed == [held // 6, held - held // 6, 0]
+    assert engine.pinned_bytes == 0
+    assert torch.equal(run(model), run(model_of()))
+
+
+@pytest.mark.parametrize("budget", [0, None])
+def test_small_weights_that_are_replaced_leave_the_blocks_where_they_are(budget):
+    copies: list[int] = []
+    model, engine = placed(budget, copies)
+    run(model)
+    norm, before = model.blocks[1].norm3, (engine.resident, len(copies))
+
+    engine.lift([norm.weight, model.blocks[2].ffn[0].bias])
+    norm.weight = nn.Parameter(norm.weight * 2, requires_grad=False)
+    engine.place("cpu", budget)
+
+    other = model_of()
+    other.blocks[1].norm3.weight.data *= 2
+    assert (engine.resident, len(copies)) == before
+    assert torch.equal(run(model), run(other))
+
+
+def test_a_block_whose_matrix_is_replaced_is_placed_anew():
+    model, engine = placed(0)
+    run(model)
+    linear = model.blocks[1].ffn[0]
+
+    engine.lift([linear.weight, model.blocks[2].ffn[0].bias])
+    placed_after = engine.device
+    linear.weight = nn.Parameter(linear.weight * 2, requires_grad=False)
+    engine.place("cpu", 0)
+
+    other = model_of()
+    other.blocks[1].ffn[0].weight.data *= 2
+    assert placed_after is None
+    assert torch.equal(run(model), run(other))
+
+
 def test_lora_branches_are_counted_and_come_back_as_they_were():
     model, engine = placed(None)
     before = engine.total_bytes
