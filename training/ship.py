@@ -130,6 +130,7 @@ PARTS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     sources = find_all(options.source, options.lora)
+    read_scores(options)
     if options.videos:
         find_teacher(options.source, "i2v")
     options.to.mkdir(parents=True, exist_ok=True)
@@ -268,13 +269,26 @@ def write_metrics(
 ) -> None:
     """Scores from the trained folder or else as they were, sizes, and the lines of the judge: new
     ones, none for files that he has not seen, or None where they are those of the last time."""
-    path, theirs = options.to / "metrics.json", options.source / "metrics.json"
+    path, metrics = options.to / "metrics.json", read_scores(options)
     old = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    metrics = json.loads(theirs.read_text("utf-8")) if theirs.is_file() else old
     total = {"all": sum(sizes.values()), "limit": LIMIT_BYTES}
     metrics |= {"world": options.world, "bytes": {**sizes, **total}}
     metrics["forms"] = old.get("forms", []) if forms is None else forms
     path.write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
+
+
+def read_scores(options: argparse.Namespace) -> dict:
+    """Of the trained folder, or those of the last time where the world is the same."""
+    theirs, ours = options.source / "metrics.json", options.to / "metrics.json"
+    if theirs.is_file():
+        return json.loads(theirs.read_text("utf-8"))
+    old = json.loads(ours.read_text("utf-8")) if ours.is_file() else {}
+    if (world := old.get("world", PLAIN.name)) != options.world:
+        raise SystemExit(
+            f"{options.source} lacks metrics.json with the scores that the stage `package` gives, "
+            f"and those of {ours} are of the {world} world; nothing was changed"
+        )
+    return old
 
 
 def table_of_files(folder: Path, sizes: dict[str, int]) -> str:

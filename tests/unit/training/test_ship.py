@@ -100,6 +100,13 @@ def test_nothing_is_changed_when_a_part_is_missing_or_all_are_too_large(
         main(["--from", str(there), "--to", str(out)])
     assert not out.exists()
 
+    (there / "metrics.json").unlink()
+    for name in ("teacher_t2v", "demo_low_noise_lora"):
+        (there / f"{name}.safetensors").symlink_to(family / f"{name}.safetensors")
+    with pytest.raises(SystemExit, match=r"lacks metrics\.json .* are of the plain world"):
+        main(["--from", str(there), "--to", str(out), "--world", "wide"])
+    assert not out.exists()
+
     monkeypatch.setattr(ship, "LIMIT_BYTES", 1_000_000)
     with pytest.raises(SystemExit, match=r"bytes are more than 1,000,000: demo_t2v\.safetensors "):
         main(["--from", str(family), "--to", str(out)])
