@@ -82,7 +82,8 @@ def cap(device: torch.device, nbytes: float | None) -> None:
     cached memory is given back before anything fails. None lifts it."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min((nbytes or total) / total, 1.0), device)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.set_per_process_memory_fraction(min((nbytes or total) / total, 1.0), index)
 
 
 def wait_for(device: torch.device) -> None:

@@ -195,23 +195,28 @@ def private_memory(nbytes: int) -> Tensor:
         region = mmap.mmap(-1, nbytes)
     else:
         region = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        # Fewer pages to fault and to lock: 1.2 GB of small ones took the driver half a second on
-        # an H200's machine. Kernels without huge pages refuse.
+        # Fewer pages to fault and to lock. Kernels without huge pages refuse.
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):
                 region.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(region, dtype=torch.uint8)
 
 
-def pinned_memory(cuda: Cuda, nbytes: int) -> Tensor | None:
+def pinned_memory(
+    cuda: Cuda, nbytes: int, fill: Callable[[Tensor], None] | None = None
+) -> Tensor | None:
     """Page-locked bytes, exactly as many as asked for; None where the system refuses them.
 
-    PyTorch's own pinned allocator rounds up to a power of two, twice the RAM at worst.
+    PyTorch's own pinned allocator rounds up to a power of two, twice the RAM at worst. `fill`
+    writes them first: the driver locks pages that are there faster than it makes them (2 GB on an
+    H200's machine: 0.20 s, where locking came first 1.06 s; small pages 0.43 and 1.07 s).
     """
     try:
         memory = private_memory(nbytes)
     except (OSError, MemoryError):
         return None
+    if fill is not None:
+        fill(memory)
     if not cuda.register(memory):
         return None
     # Not at exit: the driver has gone by then and takes its locks with it.
@@ -291,7 +296,12 @@ class CudaTransport:
     def _pin(self, source: HostBlock) -> bool:
         source.may_pin = False  # asked for once
         nbytes = source.layout.nbytes
-        memory = pinned_memory(self._cuda, nbytes) if nbytes <= self._room() else None
+
+        def fill(memory: Tensor) -> None:
+            parts = source.layout.parts(source.tensors)
+            gather((memory[offset : offset + part.numel()], part) for offset, part in parts)
+
+        memory = pinned_memory(self._cuda, nbytes, fill) if nbytes <= self._room() else None
         if memory is None:
             if not self.refused_bytes:
                 log.warning(
@@ -302,8 +312,6 @@ class CudaTransport:
                 )
             self.refused_bytes += nbytes
             return False
-        parts = source.layout.parts(source.tensors)
-        gather((memory[offset : offset + part.numel()], part) for offset, part in parts)
         source.pinned = memory
         return True
 
