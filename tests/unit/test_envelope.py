@@ -106,9 +106,9 @@ def test_a_base_model_by_its_own_preset_may_guide_and_take_forty_steps():
 
 def test_a_warning_names_the_measures_that_the_demo_model_really_loses_in():
     """COSTS against the figures of training.table --misuse."""
-    rows = json.loads(RESULTS.read_text("utf-8"))["rows"]
+    results = json.loads(RESULTS.read_text("utf-8"))
 
-    worse = {row["name"]: set(row["worse"]) for row in rows}
+    worse = {row["name"]: set(row["worse"]) for row in results["rows"]}
 
     measured = {
         "cfg": "CFG 3.5",
@@ -117,7 +117,16 @@ def test_a_warning_names_the_measures_that_the_demo_model_really_loses_in():
         "shift above": "shift 8",
         "list": "list [999, 600, 300, 100]",
         "caching": "EasyCache skips steps 2 and 3",
+        "not distilled": "base, 4 steps",
+        "lora strength": "distill LoRA at 0.4",
     }
     for name, row in measured.items():
         assert COSTS[name], name
         assert set(COSTS[name]) <= worse[row], (name, worse[row])
+    trained = results["as_trained"]
+    for row in results["other_sizes"]:
+        assert COSTS[row["warning"]] == ("score", "Fréchet distance")
+        assert row["score"]["high"] < trained["interval"]["low"]
+        assert row["frechet"] > trained["frechet"]
+    assert not any(row["worse"] for row in results["one_expert"]["rows"])
+    assert COSTS["one expert"] == ()
