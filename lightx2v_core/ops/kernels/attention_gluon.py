@@ -1,10 +1,11 @@
 """8-bit attention for Hopper in Gluon, which is part of Triton 3.6 and experimental there.
 
-A program takes 128 queries of one head: two warpgroups of 64 rows each, and one warp that copies
-keys and values through a ring of shared memory. For each block of keys: int8 Q K^T, running
+A program takes 192 queries of one head: three warpgroups of 64 rows each, and one warp that copies
+keys and values through rings of shared memory. For each block of keys: int8 Q K^T, running
 maximum, P as float8 straight into the registers of P V (prepare.py numbers the tokens of V so that
 nothing moves between lanes), a fresh sum P V added in float32, since Hopper adds float8 products
-in about 14 bits, and the sum of each row as one more product with ones.
+in about 14 bits, and the sum of each row as one more product with ones. A warpgroup does one thing
+after the other; the products of the two others run meanwhile.
 
 The last block is filled up with keys of zeros. They weigh nothing: their values are zeros, and the
 ones of the sums are zeros there. Nor do they hide the others: keys have had their mean taken off,
@@ -35,7 +36,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 ROWS = 64  # of one warpgroup
+QUERIES = 3 * ROWS  # of one program
 STAGES = 3
+GROUPS = gl.constexpr(3)
 
 # log2 of what P is multiplied by before it becomes float8: a row's largest is 2^8.75 = 430 of 448.
 P_LOG2 = gl.constexpr(8.75)
@@ -118,26 +121,33 @@ def along(row, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def scores(q, ring, i, start, RING: gl.constexpr, ADD: gl.constexpr):
-    """Q K^T with the i-th block of keys, on top of `start` where ADD, under way."""
-    k = ring.index(i % RING).permute((1, 0))
-    return warpgroup_mma(q, k, start, use_acc=ADD, is_async=True)
+def arrived(ready, i, RING: gl.constexpr):
+    """Wait for the i-th block of a ring."""
+    mbarrier.wait(ready.index(i % RING), (i // RING) & 1)
 
 
 @gluon.jit
-def p_v(p, ring, i, ones, no_o, no_sum, SUM_LAYOUT: gl.constexpr, RING: gl.constexpr):
-    """P V with the i-th block of values and the sums of the rows of P, under way."""
+def scores(q, ring, ready, empty, i, start, RING: gl.constexpr, ADD: gl.constexpr):
+    """Q K^T with the i-th block of keys, on top of `start` where ADD."""
+    arrived(ready, i, RING)
+    k = ring.index(i % RING).permute((1, 0))
+    s = warpgroup_mma(q, k, start, use_acc=ADD, is_async=True)
+    s = warpgroup_mma_wait(0, [s])
+    mbarrier.arrive(empty.index(i % RING))
+    return s
+
+
+@gluon.jit
+def p_v(p, ring, ready, empty, i, ones, no_o, no_sum, SUM_LAYOUT: gl.constexpr, RING: gl.constexpr):
+    """P V with the i-th block of values, and the sums of the rows of P."""
+    arrived(ready, i, RING)
     v = ring.index(i % RING).permute((1, 0))
     o = warpgroup_mma(p, v, no_o, use_acc=False, is_async=True)
     p = gl.convert_layout(p, gl.DotOperandLayout(0, SUM_LAYOUT, 4), assert_trivial=True)
     total = warpgroup_mma(p, ones.permute((1, 0)), no_sum, use_acc=False, is_async=True)
+    o, total = warpgroup_mma_wait(0, [o, total])
+    mbarrier.arrive(empty.index(i % RING))
     return o, total
-
-
-@gluon.jit
-def arrived(ready, i, RING: gl.constexpr):
-    """Wait for the i-th block of a ring."""
-    mbarrier.wait(ready.index(i % RING), (i // RING) & 1)
 
 
 @gluon.jit
@@ -163,16 +173,13 @@ def consume(
     q_ready, k_ready, k_empty, v_ready, v_empty = ready
     Q_SCALE, K_SCALE, EXPONENT = scales
     one = gl.program_id(1)  # batch and head
-    first_row = (gl.program_id(0) * 2 + GROUP) * 64
+    first_row = (gl.program_id(0) * GROUPS + GROUP) * 64
     rows = first_row + gl.arange(0, 64, layout=gl.SliceLayout(1, S_LAYOUT))
-    q_scale = gl.load(Q_SCALE + one * P + rows)
+    q_scale = gl.load(Q_SCALE + one * P + rows, mask=rows < P, other=0.0)
     blocks = (L + KEYS - 1) // KEYS
     K_SCALE += one * (P // KEYS)
     EXPONENT += one * (P // KEYS)
-    k_scale = gl.load(K_SCALE)
-    exponent = gl.load(EXPONENT)
-    # What o is counted in. Loaded again: two names of one value are not both carried round a loop.
-    unit = gl.load(EXPONENT)
+    unit = gl.load(EXPONENT)  # what o is counted in
     start = gl.full((64, KEYS), SHIFT_BITS if CODE_EXP else 0, gl.int32, S_LAYOUT)
     no_o = gl.full((64, D), 0.0, gl.float32, O_LAYOUT)
     no_sum = gl.full((64, 8), 0.0, gl.float32, SUM_LAYOUT)
@@ -181,35 +188,18 @@ def consume(
     largest = gl.full((64,), -1e30, gl.float32, gl.SliceLayout(1, S_LAYOUT))
     mbarrier.wait(q_ready, 0)
     q = q_ring.index(GROUP)
-    arrived(k_ready, 0, RING)
-    s = warpgroup_mma_wait(0, [scores(q, k_ring, 0, start, RING, CODE_EXP)])
-    mbarrier.arrive(k_empty.index(0))
-    for i in range(0, blocks - 1):
-        scale = q_scale * k_scale
-        K_SCALE += 1
-        EXPONENT += 1
-        k_scale = gl.load(K_SCALE)
+    for i in range(0, blocks):
+        scale = q_scale * gl.load(K_SCALE + i)  # both arrive while the scores are made
+        exponent = gl.load(EXPONENT + i)
+        s = scores(q, k_ring, k_ready, k_empty, i, start, RING, CODE_EXP)
         p, largest, shrink = softmax_step(s, scale, largest, CODE_EXP, KEYS)
         p = packed(p, P_LAYOUT, CODE_EXP, KEYS)
-        arrived(k_ready, i + 1, RING)
-        arrived(v_ready, i, RING)
-        s = scores(q, k_ring, i + 1, start, RING, CODE_EXP)
-        more, sums = p_v(p, v_ring, i, ones.index(1), no_o, no_sum, SUM_LAYOUT, RING)
-        s, more, sums = warpgroup_mma_wait(0, [s, more, sums])
-        mbarrier.arrive(k_empty.index((i + 1) % RING))
-        mbarrier.arrive(v_empty.index(i % RING))
+        one_each = ones.index((i < blocks - 1).to(gl.int32))
+        more, sums = p_v(p, v_ring, v_ready, v_empty, i, one_each, no_o, no_sum, SUM_LAYOUT, RING)
         total = total * along(shrink, SUM_LAYOUT) + sums
         o = o * along(shrink * exp2(unit - exponent), O_LAYOUT) + more
         unit = exponent
-        exponent = gl.load(EXPONENT)
-    p, largest, shrink = softmax_step(s, q_scale * k_scale, largest, CODE_EXP, KEYS)
-    p = packed(p, P_LAYOUT, CODE_EXP, KEYS)
-    arrived(v_ready, blocks - 1, RING)
-    more, sums = p_v(p, v_ring, blocks - 1, ones.index(0), no_o, no_sum, SUM_LAYOUT, RING)
-    more, sums = warpgroup_mma_wait(0, [more, sums])
-    total = total * along(shrink, SUM_LAYOUT) + sums
-    o = o * along(shrink * exp2(unit - exponent), O_LAYOUT) + more
-    o = o * along(exp2(exponent) / gl.max(total, 1), O_LAYOUT)
+    o = o * along(exp2(unit) / gl.max(total, 1), O_LAYOUT)
     store(o, out, first_row, L, D, O_LAYOUT)
 
 
@@ -233,10 +223,11 @@ def produce(
     q_ring, k_ring, v_ring, ones = shared
     q_ready, k_ready, k_empty, v_ready, v_empty = ready
     one = gl.program_id(1)
-    row = one * P + gl.program_id(0) * 128
-    mbarrier.expect(q_ready, 2 * 64 * D + 2 * 8 * KEYS)
-    for group in gl.static_range(2):
-        tma.async_copy_global_to_shared(ones_from, [group * 8, 0], q_ready, ones.index(group))
+    row = one * P + gl.program_id(0) * (GROUPS * 64)
+    mbarrier.expect(q_ready, GROUPS * 64 * D + 2 * 8 * KEYS)
+    for half in gl.static_range(2):
+        tma.async_copy_global_to_shared(ones_from, [half * 8, 0], q_ready, ones.index(half))
+    for group in gl.static_range(GROUPS):
         tma.async_copy_global_to_shared(q_from, [row + group * 64, 0], q_ready, q_ring.index(group))
     blocks = (L + KEYS - 1) // KEYS
     for i in range(blocks):
@@ -283,14 +274,14 @@ def attend(
     RING: gl.constexpr,
     CODE_EXP: gl.constexpr,
 ):
-    q_ring = gl.allocate_shared_memory(q_from.dtype, [2, 64, D], q_from.layout)
+    q_ring = gl.allocate_shared_memory(q_from.dtype, [GROUPS, 64, D], q_from.layout)
     k_ring = gl.allocate_shared_memory(k_from.dtype, [RING, KEYS, D], k_from.layout)
     v_ring = gl.allocate_shared_memory(v_from.dtype, [RING, D, KEYS], v_from.layout)
     ones = gl.allocate_shared_memory(ones_from.dtype, [2, 8, KEYS], ones_from.layout)
     q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     mbarrier.init(q_ready, count=1)
-    k_ready, k_empty = barriers(RING, 1), barriers(RING, 2)
-    v_ready, v_empty = barriers(RING, 1), barriers(RING, 2)
+    k_ready, k_empty = barriers(RING, 1), barriers(RING, GROUPS)
+    v_ready, v_empty = barriers(RING, 1), barriers(RING, GROUPS)
     fence_async_shared()
     shared = (q_ring, k_ring, v_ring, ones)
     ready = (q_ready, k_ready, k_empty, v_ready, v_empty)
@@ -301,8 +292,9 @@ def attend(
         [
             (consume, (0, shared, ready, scales, out, L, P, KEYS, D, RING, CODE_EXP)),
             (consume, (1, shared, ready, scales, out, L, P, KEYS, D, RING, CODE_EXP)),
+            (consume, (2, shared, ready, scales, out, L, P, KEYS, D, RING, CODE_EXP)),
             (produce, (descriptors, shared, ready, L, P, KEYS, D, RING)),
         ],
-        [4, 1],
-        [240, 24],
+        [4, 4, 1],
+        [160, 160, 24],
     )

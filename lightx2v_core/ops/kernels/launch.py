@@ -28,7 +28,7 @@ class GluonKernel:
 
         assert isinstance(v, tuple), "values are codes here"
         B, L, N, D = o_BLND.shape
-        attention_gluon.attend[(triton.cdiv(L, 2 * attention_gluon.ROWS), B * N)](
+        attention_gluon.attend[(triton.cdiv(L, attention_gluon.QUERIES), B * N)](
             _descriptor(q.codes.flatten(0, 2), [attention_gluon.ROWS, D]),
             _descriptor(k.codes.flatten(0, 2), [BLOCK, D]),
             _descriptor(v.codes.flatten(0, 2), [D, BLOCK]),
