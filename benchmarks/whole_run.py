@@ -284,7 +284,9 @@ def forget_pages(files: Iterable[Path]) -> None:
 
 
 def hold_ram(nbytes: int, groups: Sequence[tuple[Path, str]]) -> str:
-    """Who holds this process to `nbytes` from now on."""
+    """Who holds this process to `nbytes` from now on. The planner is told in each case: a group
+    does not count what the process had before."""
+    limit_to(nbytes)
     for group, limit in groups:
         try:
             group.mkdir(exist_ok=True)
@@ -297,7 +299,6 @@ def hold_ram(nbytes: int, groups: Sequence[tuple[Path, str]]) -> str:
             print(f"{group}: {error}", file=sys.stderr)
         else:
             return f"control group, {limit}"
-    limit_to(nbytes)
     return "planner"
 
 
