@@ -105,7 +105,8 @@ def read_rows(lines: Iterable[Line]) -> list[Row]:
     """By model, then by budget."""
     found: dict[tuple[str, float], dict[str, Line]] = {}
     for line in lines:
-        if line.get("case") in ("memory", "whole_run") and not line.get("ram_gb"):
+        is_whole = line.get("case") == "whole_run" and line.get("settled", True)
+        if (line.get("case") == "memory" or is_whole) and not line.get("ram_gb"):
             key = (_name(line), float(str(line["budget_gb"])))
             found.setdefault(key, {})[str(line["case"])] = line
     rows = [

@@ -4,12 +4,15 @@
 
 Writes every file of a 14B image-to-video model with random weights (30 GB in fp8: transformer,
 UMT5-XXL, CLIP ViT-H, VAE), loads them as a user would, and makes `--videos` videos, each of another
-prompt and picture, after one that warms up. Case `end_to_end` holds the median of whole videos and
-of each stage, what loading and the first video took, and the peak of the warm ones. The mp4 is not
-written. With a peer a second line has its own parts, timed in the same run and added up: four
-forwards at the fastest of the settings given by `--setting`, its VAE's encode of the padded clip
-and its decode; its text and CLIP encoders are left out, in its favour. `--tiny` tries it, on a CPU
-too.
+prompt and picture. Case `end_to_end` holds all of them, and as `seconds` and `stages` the median of
+those from the third on (`warm_from`): what everybody has who makes more than two. Beside it, what
+loading and the first video took, the peak of the warm ones, and the seconds without text and
+without CLIP. The mp4 is not written.
+
+With a peer there is another line for each `--setting`, with the peer's parts, timed in the same run
+and added up: four forwards, its VAE's encode of the padded clip and its decode. It encodes neither
+text nor CLIP's features, so `ratio`, of our whole video, is in its favour; `ratio_same_parts` is of
+ours without those. `--tiny` tries it, on a CPU too.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +40,8 @@ from .peers import comfy_vae, contenders
 from .random_files import I2V_14B, TINY
 from .random_parts import CLIP_H, TEXT_XXL, Family, write_parts
 
+WARM_FROM = 3  # the second video still page-locks what the first has shown to be used again
+PEER_HAS = "four forwards, VAE encode, VAE decode; no text encoder, no CLIP"
 WORDS = "a red fox runs over the hill and the sea shines at night while a small dog sleeps"
 FAMILY = Family(I2V_14B, TEXT_XXL, CLIP_H, VaeConfig())
 TINY_FAMILY = Family(
@@ -53,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     emit([line], options.out)  # before the peer, which may fail or take too long
     if options.peer:
         device, family = select_device(options.device), TINY_FAMILY if options.tiny else FAMILY
-        found = beside(options, family, float(str(line["seconds"])), device)
-        emit([line | found], options.out)
+        for found in beside(options, family, line, device):
+            emit([line | found], options.out)
     return 0
 
 
@@ -67,11 +72,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("--attention", default="auto")
     add("--matmul", default="auto")
     add("--size", type=read_size, default=read_size("480p"), help="480p, 720p or like 832x480x81")
-    add("--videos", type=int, default=3, help="that are timed, after one that is not")
+    add("--videos", type=int, default=4, help="in all; timed from the third on, or the last")
     add("--vram-gb", type=float, help="at most this much of the card for the whole run")
     add("--device", default="auto")
     add("--peer", help="comfyui=PATH")
-    add("--setting", nargs="+", default=["bf16-sdpa"], help="of the peer, the fastest counts")
+    add("--setting", nargs="+", default=["bf16-sdpa"], help="of the peer, a line each")
     add("--tiny", action="store_true", help="small models, to try the script")
     add_out(parser)
     return parser
@@ -88,17 +93,25 @@ def measure(options: argparse.Namespace) -> Line:
         vram = None if options.vram_gb is None else int(options.vram_gb * 1e9)
         pipeline = Pipeline(parts, device, options.attention, vram, matmul=options.matmul)
         loading = time.perf_counter() - started
-        videos = [make(pipeline, options.size, number) for number in range(options.videos + 1)]
+        size = options.size
+        videos = [make(pipeline, size, number) for number in range(options.videos)]
         summary, placed = pipeline.experts[0].summary, videos[0][1].memory
+        clip = time_clip(pipeline, size)
         pipeline.turns.release(0)
         del pipeline
-    first, *warm = videos
-    size = options.size
+    first, warm_from = videos[0], min(WARM_FROM, len(videos))
+    warm = videos[warm_from - 1 :]
+    seconds = statistics.median(taken for taken, _ in warm)
+    text = statistics.median(result.seconds["text"] for _, result in warm)
     line: Line = {
         "case": "end_to_end",
         "who": "ours",
         "setting": f"{options.scheme}-{options.attention}-{options.matmul}",
-        "seconds": statistics.median(seconds for seconds, _ in warm),
+        "seconds": seconds,
+        "warm_from": warm_from,
+        "seconds_without_text": seconds - text,
+        "seconds_without_text_and_clip": seconds - text - clip,
+        "clip_seconds": round(clip, 4),
         "stages": {
             name: round(statistics.median(result.seconds[name] for _, result in warm), 4)
             for name in first[1].seconds
@@ -110,8 +123,9 @@ def measure(options: argparse.Namespace) -> Line:
         "first_video_seconds": round(first[0], 2),
         # In order, the first that warms up too.
         "videos": [
-            {name: round(spent, 3) for name, spent in result.seconds.items()}
-            for _, result in videos
+            {"seconds": round(taken, 3), "peak_gb": round(result.peak_bytes / 1e9, 2)}
+            | {name: round(spent, 3) for name, spent in result.seconds.items()}
+            for taken, result in videos
         ],
         "model": summary,
         "placed": list(placed),
@@ -123,11 +137,22 @@ def measure(options: argparse.Namespace) -> Line:
     return line | about(device)
 
 
-def make(pipeline: Pipeline, size: VideoSize, number: int) -> tuple[float, Result]:
-    """(seconds of the whole request, its result) for a picture and a prompt of this number."""
+def ask(size: VideoSize, number: int) -> GenerateRequest:
+    """A picture and a prompt of this number."""
     generator = torch.Generator().manual_seed(number)
     image = torch.rand(3, size.height, size.width, generator=generator) * 2 - 1
-    request = GenerateRequest(f"{number} times {WORDS}", image=image, size=size, seed=number)
+    return GenerateRequest(f"{number} times {WORDS}", image=image, size=size, seed=number)
+
+
+def time_clip(pipeline: Pipeline, size: VideoSize) -> float:
+    """Seconds of CLIP in a video: its weights to the card and the features of one picture."""
+    request = ask(size, 0)
+    return median_seconds(lambda: pipeline.clip_features(request, size), pipeline.device, 3, 1)
+
+
+def make(pipeline: Pipeline, size: VideoSize, number: int) -> tuple[float, Result]:
+    """(seconds of the whole request, its result) for a picture and a prompt of this number."""
+    request = ask(size, number)
     wait_for(pipeline.device)
     started = time.perf_counter()
     result = pipeline.generate(request)
@@ -135,28 +160,37 @@ def make(pipeline: Pipeline, size: VideoSize, number: int) -> tuple[float, Resul
 
 
 def beside(
-    options: argparse.Namespace, family: Family, seconds: float, device: torch.device
-) -> Line:
-    """The peer's parts at the fastest of its settings, and the ratio to their sum."""
+    options: argparse.Namespace, family: Family, line: Line, device: torch.device
+) -> Iterator[Line]:
+    """For each setting of the peer, as soon as it is timed: its parts, and the ratios to their
+    sum, of all settings so far in `ratios`."""
     peers = [c for c in contenders(options.peer) if c.setting in options.setting]
+    peers.sort(key=lambda peer: options.setting.index(peer.setting))
+    for missing in set(options.setting) - {peer.setting for peer in peers}:
+        yield {"peer_setting": missing, "peer_blocked_by": "this peer has no such setting here"}
     course = Course(family.transformer, options.size, options.size, device, 3, 1)
-    timed = {peer.setting: time_one(course, peer) for peer in peers}
-    seconds_of = {name: float(str(t["seconds"])) for name, t in timed.items() if "seconds" in t}
-    if not seconds_of:
-        return {"peer_blocked_by": {name: t["blocked_by"] for name, t in timed.items()}}
-    reset_peak(device)
     encode, decode = time_vae(comfy_vae(family.vae, device), options.size, device)
-    best = min(seconds_of, key=seconds_of.__getitem__)
-    peer = next(peer for peer in peers if peer.setting == best)
-    total = 4 * seconds_of[best] + encode + decode
-    return {
-        "peer": f"{peer.who} {best}, sum of parts",
-        "peer_version": peer.version,
-        "peer_seconds": total,
-        "peer_parts": {"forward": seconds_of[best], "encode": encode, "decode": decode},
-        "peer_forwards": timed,
-        "ratio": seconds / total,
-    }
+    ours = [float(str(line[name])) for name in ("seconds", "seconds_without_text_and_clip")]
+    ratios: dict[str, float] = {}
+    for peer in peers:
+        reset_peak(device)
+        timed = time_one(course, peer)
+        told: Line = {
+            "peer": f"{peer.who} {peer.setting}, sum of parts",
+            "peer_setting": peer.setting,
+            "peer_version": peer.version,
+            "peer_stock": peer.stock,
+            "peer_forward": timed,
+        }
+        if "seconds" in timed:
+            forward = float(str(timed["seconds"]))
+            total = 4 * forward + encode + decode
+            ratios[peer.setting] = ours[0] / total
+            told["peer_has"] = PEER_HAS
+            told["peer_seconds"] = total
+            told["peer_parts"] = {"forward": forward, "encode": encode, "decode": decode}
+            told["ratio"], told["ratio_same_parts"] = ours[0] / total, ours[1] / total
+        yield told | {"ratios": dict(ratios)}
 
 
 def time_vae(vae: torch.nn.Module, size: VideoSize, device: torch.device) -> tuple[float, float]:

@@ -36,6 +36,14 @@ KEY = (
     "batch",
     "folder_kind",
     "format",
+    "experts",
+    "budget_gb",
+    "vram_gb",
+    "ram_gb",
+    "capped",
+    "warm_from",
+    "settled",
+    "peer_setting",
 )
 MEASURES = ("ratio", "seconds", "seconds_per_step")
 
@@ -86,7 +94,8 @@ def _growth(old: Line, new: Line, name: str) -> float:
 
 
 def describe(line: Line) -> str:
-    words = [str(line[name]) for name in ("case", "who", "setting") if line.get(name)]
+    names = ("case", "who", "setting", "peer_setting")
+    words = [str(line[name]) for name in names if line.get(name)]
     return " ".join(words) + f" on {line.get('card', 'an unknown card')}"
 
 

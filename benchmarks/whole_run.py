@@ -7,16 +7,18 @@
 Prompt and picture to frames on the host through the pipeline: UMT5-XXL, CLIP (not with
 `--two-experts`, which is Wan 2.2's pair), VAE encode, four steps, VAE decode; files of the real
 shapes with random weights, written to `--folder` first. One process makes the resident videos and
-those under each budget; a JSON line for each budget tells seconds of each stage, the ratio of a
-step to resident, the peak that PyTorch had allocated in any of its videos, page-locked bytes, and
-whether the frames are the same. With `--cap` PyTorch gets no more than the budget, gaps included.
-The VAE works on one latent frame at a time throughout, since more at once round otherwise.
+those under each budget. A JSON line after each video tells seconds of each stage, the ratio of a
+step to resident, the peak that PyTorch had allocated in any video so far, page-locked bytes, and
+whether the frames are the same; the last line of a budget counts. Each budget begins with nothing
+on the card: its first video places weights and page-locks what streams, and what is reported from
+the second on (`settled`) is what every later video takes. With `--cap` PyTorch gets no more than
+the budget, gaps included.
 
-With `--ram-gb` the budgets come first, and RAM is looked at every 50 ms from the loading on:
-RssAnon and what PyTorch's page-locked allocator holds. The limit is a control group where one can
-be made, else what the planner is told (`generate --ram-gb`); pages of mapped files, which the
-system may drop, count in the first alone. Call it with `--write-only` before: writing takes RAM of
-its own. `--tiny` tries it, on a CPU too.
+RAM is looked at every 50 ms from the loading on: RssAnon and what PyTorch's page-locked allocator
+holds. With `--ram-gb` the budgets come first, and lines without resident are written as soon as
+there is a video. The limit is a control group where one can be made, else what the planner is told
+(`generate --ram-gb`); pages of mapped files, which the system may drop, count in the first alone.
+Call it with `--write-only` before: writing takes RAM of its own. `--tiny` tries it, on a CPU too.
 """
 
 from __future__ import annotations
@@ -35,7 +37,6 @@ from pathlib import Path
 import torch
 
 from lightx2v_core.device import select_device
-from lightx2v_core.memory import codec
 from lightx2v_core.memory.ram import limit_to
 from lightx2v_core.pipeline import Pipeline, Result
 
@@ -63,7 +64,8 @@ class Video:
 
 @dataclass(frozen=True, eq=False)
 class Videos:
-    """Made one after another under one budget; the first `untimed` of them warm up."""
+    """Made one after another under one budget so far; the first `untimed` warm up, and are told
+    as long as there is no other."""
 
     all: list[Video]
     untimed: int
@@ -72,13 +74,21 @@ class Videos:
     pinned: int
 
     @property
+    def is_settled(self) -> bool:
+        return len(self.all) > self.untimed
+
+    @property
+    def timed(self) -> list[Video]:
+        return self.all[self.untimed :] or self.all[-1:]
+
+    @property
     def stages(self) -> dict[str, float]:
-        timed = [video.result.seconds for video in self.all[self.untimed :]]
+        timed = [video.result.seconds for video in self.timed]
         return {k: round(statistics.median(s[k] for s in timed), 4) for k in timed[0]}
 
     @property
     def seconds(self) -> float:
-        return statistics.median(video.seconds for video in self.all[self.untimed :])
+        return statistics.median(video.seconds for video in self.timed)
 
     @property
     def step_seconds(self) -> float:
@@ -94,12 +104,18 @@ class Videos:
             "seconds": round(self.seconds, 4),
             "seconds_per_step": round(self.step_seconds, 4),
             "stages": self.stages,
-            "first_video_seconds": round(self.all[0].seconds, 3) if self.untimed else None,
+            "first_video_seconds": round(self.all[0].seconds, 3),
+            "videos": [
+                {"seconds": round(video.seconds, 3), "peak": video.result.peak_bytes}
+                | {name: round(spent, 3) for name, spent in video.result.seconds.items()}
+                for video in self.all
+            ],
             "peak_allocated": self.peak,
             "peak_reserved": self.reserved,
             "ram_peak": self.ram_peak,
             "pinned": self.pinned,
-            "placed": list(self.all[-1].result.memory),
+            # Of the last video that placed anything.
+            "placed": next((list(v.result.memory) for v in self.all[::-1] if v.result.memory), []),
         }
 
 
@@ -121,7 +137,8 @@ class Course:
         """The next videos are of the first prompts and pictures once more."""
         self._turns = count()
 
-    def run(self, budget_gb: float | None, untimed: int, timed: int) -> Videos:
+    def run(self, budget_gb: float | None, untimed: int, timed: int) -> Iterator[Videos]:
+        """All so far after each video."""
         pipeline, reserved, videos = self._pipeline, 0, []
         pipeline.turns.release(0)
         pipeline.vram_bytes = None if budget_gb is None else int(budget_gb * 1e9)
@@ -136,9 +153,8 @@ class Course:
             told = {name: round(spent, 2) for name, spent in video.result.seconds.items()}
             under = "resident" if budget_gb is None else f"{budget_gb:g} GB"
             print(f"{under}: {video.seconds:.2f} s {told}", file=sys.stderr, flush=True)
-        engines = (pipeline.text_residency, *(expert.residency for expert in pipeline.experts))
-        pinned = sum(engine.pinned_bytes for engine in engines)
-        return Videos(videos, untimed, reserved, self._memory.peak, pinned)
+            ram_peak, pinned = self._memory.peak, pipeline.pinned_bytes
+            yield Videos(list(videos), untimed, reserved, ram_peak, pinned)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -158,7 +174,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not options.warm:
                 forget_pages(path for path in named if path is not None)
             held_by = hold_ram(int(options.ram_gb * 1e9), GROUPS if options.group else ())
-        chunks, codec.CHUNKS = codec.CHUNKS, (1,)
         try:
             with AnonymousMemory() as memory:
                 course = Course(Pipeline(parts, device, options.attention), options, memory)
@@ -168,7 +183,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     emit([line | {"ram_held_by": held_by} | about(device)], options.out)
         finally:
             limit_to(None)
-            codec.CHUNKS = chunks
     return 0
 
 
@@ -198,7 +212,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--ram-gb", type=float, help="at most this much RAM, page-locked included")
     add("--warm", action="store_true", help="with --ram-gb: keep what the system has of the files")
     add("--no-group", dest="group", action="store_false", help="let the planner hold the RAM")
-    add("--videos", type=int, default=1, help="that are timed under each budget")
+    add("--videos", type=int, default=1, help="that are timed under each budget, after one")
     add("--device", default="auto")
     add("--tiny", action="store_true", help="small models, to try the script")
     add_out(parser)
@@ -206,28 +220,28 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def beside_resident(course: Course, options: argparse.Namespace) -> Iterator[Line]:
-    """A line for each budget as soon as its videos are there."""
-    resident = course.run(None, 2, options.videos)
+    """Two resident videos warm up: the second page-locks what the first has shown to be used."""
+    *_, resident = course.run(None, 2, options.videos)
     for budget in options.vram_gb:
-        videos = course.run(budget, 1, options.videos)
-        yield line_of(options, budget, videos, resident)
+        for videos in course.run(budget, 1, options.videos):
+            yield line_of(options, budget, videos, resident)
 
 
 def within_ram(course: Course, options: argparse.Namespace) -> Iterator[Line]:
     """The budgets first, while RAM is short, each told at once; then the limit is lifted, and
     they are told again beside resident."""
-    told: list[tuple[float, Videos, Line]] = []
+    told: dict[float, tuple[Videos, Line]] = {}
     for budget in options.vram_gb:
-        videos = course.run(budget, 0, options.videos)
-        kept: Line = {"ram_gb": options.ram_gb, "ram_samples": course.samples}
-        kept["cold_files"] = not options.warm
-        kept["within_ram"] = videos.ram_peak <= options.ram_gb * 1e9
-        told.append((budget, videos, kept))
-        yield line_of(options, budget, videos, None) | kept
+        for videos in course.run(budget, 1, options.videos):
+            kept: Line = {"ram_gb": options.ram_gb, "ram_samples": course.samples}
+            kept["cold_files"] = not options.warm
+            kept["within_ram"] = videos.ram_peak <= options.ram_gb * 1e9
+            told[budget] = videos, kept
+            yield line_of(options, budget, videos, None) | kept
     limit_to(None)
     course.begin_again()
-    resident = course.run(None, 0, min(2, len(told) * options.videos))
-    for budget, videos, kept in told:
+    *_, resident = course.run(None, 1, 1)
+    for budget, (videos, kept) in told.items():
         yield line_of(options, budget, videos, resident) | kept
 
 
@@ -245,6 +259,7 @@ def line_of(
         "budget_gb": budget_gb,
         "streamed": videos.told(),
         "within_budget": videos.peak <= budget_gb * 1e9,
+        "settled": videos.is_settled,
     }
     if resident is None:
         return line
@@ -269,7 +284,9 @@ def forget_pages(files: Iterable[Path]) -> None:
 
 
 def hold_ram(nbytes: int, groups: Sequence[tuple[Path, str]]) -> str:
-    """Who holds this process to `nbytes` from now on."""
+    """Who holds this process to `nbytes` from now on. The planner is told in each case: a group
+    does not count what the process had before."""
+    limit_to(nbytes)
     for group, limit in groups:
         try:
             group.mkdir(exist_ok=True)
@@ -282,7 +299,6 @@ def hold_ram(nbytes: int, groups: Sequence[tuple[Path, str]]) -> str:
             print(f"{group}: {error}", file=sys.stderr)
         else:
             return f"control group, {limit}"
-    limit_to(nbytes)
     return "planner"
 
 

@@ -7,6 +7,7 @@ from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
+from numpy import zeros
 from torch import Tensor
 
 from .datatypes import VideoSize
@@ -14,6 +15,7 @@ from .errors import RequestError
 from .wan.config import WanConfig
 from .wan.tae import TinyVae, Vae
 from .wan.vae import denormalise, normalise
+from .wan.vae_pieces import stills_between
 
 Fit = Callable[[Tensor, int, int], Tensor]  # (image C H W, width, height) -> C height width
 
@@ -124,7 +126,8 @@ def place_images(
             f"{len(start)} start and {len(end)} end images do not fit into {size.frames} frames; "
             "give fewer images or more frames"
         )
-    clip = torch.zeros(size.frames, 3, size.height, size.width)
+    # Of the grey frames a VAE reads one: the system makes no pages of the others.
+    clip = torch.from_numpy(zeros((size.frames, 3, size.height, size.width), dtype="float32"))
     placed = dict(enumerate(start))
     placed |= {size.frames - len(end) + i: image for i, image in enumerate(end)}
     for frame, image_CHW in placed.items():
@@ -145,15 +148,19 @@ def image_condition(
     """1 20 T H W float32: 4 mask channels, then the 16 of the normalised latent.
 
     The latent is of the clip that `place_images` makes of pictures that `fit` brings to the size;
-    `motion` is the amplitude of `amplify_motion`. `encode(pixels, on_chunk)` stands in for the
-    VAE's own. The clip stays on the CPU; the VAE takes it chunk by chunk.
+    `motion` is the amplitude of `amplify_motion`. `encode(pixels, on_chunk, stills)` stands in for
+    the VAE's own. The clip stays on the CPU; the VAE takes it chunk by chunk.
     """
     size.check()
     if last is not None and size.frames < 5:
         raise RequestError("a first and a last picture need at least 5 frames; use 5 or more")
     clip_FCHW, known = place_images(size, first, last, fit)
     clip = clip_FCHW.transpose(0, 1)[None]
-    latent = (encode or vae.encode)(clip, on_chunk).to(next(vae.parameters()).device).float()
+    if encode is None:
+        latent = vae.encode(clip, on_chunk)
+    else:
+        latent = encode(clip, on_chunk, stills_between(known, size.frames))
+    latent = latent.to(next(vae.parameters()).device).float()
     if motion != 1.0:
         raw = denormalise(latent)
         moved = amplify_motion(raw, known, motion)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,20 +26,21 @@ from .conditioning import Last, check_encodes, check_pairing, image_condition
 from .datatypes import SamplerPlan, StepEvent, VideoSize
 from .device import select_dtype
 from .envelope import Run, enforce, find_warnings
-from .errors import CapabilityError, LightX2VError, RequestError
+from .errors import CapabilityError, RequestError
 from .lora.steps import Strengths, steps_of
 from .media import to_uint8
 from .memory.codec import (
-    borrowed,
     decode_anyhow,
     encode_anyhow,
+    keep_latent,
     latents_at_once,
-    save_latent,
     whole_bytes,
 )
+from .memory.lending import Lent
 from .memory.plan import (
     WORKSPACE_BYTES,
     Job,
+    can_lock,
     card_room,
     place_within,
     text_bytes,
@@ -55,21 +57,14 @@ from .sizing import fit_size
 from .text.umt5 import TextEncoder
 from .turns import Turns
 from .wan.config import TEXT_LEN, WanConfig
+from .wan.vae import OnChunk
+from .wan.vae_pieces import Stills
 
 log = logging.getLogger(__name__)
 
 
 # What the encoded pictures do not depend on; of `size` and `size_fit` comes the size that is made.
 NOT_OF_IMAGES = ("prompt", "negative_prompt", "seed", "overrides", "size", "size_fit", "strict")
-
-
-def _keep(latent: Tensor, rescue: Path) -> str:
-    """Save a latent; a sentence about where it is."""
-    try:
-        place = save_latent(latent, rescue)
-    except LightX2VError as error:
-        return f"and the latent of this run is lost: {error}"
-    return f"the latent of this run is saved as {place}: ComfyUI's LoadLatent opens it"
 
 
 class Pipeline:
@@ -96,17 +91,20 @@ class Pipeline:
         read_ahead(path for path in wanted if path is not None)
         dtype = select_dtype(device)
         self.experts = load_experts(parts, dtype, attention, device, quantisation, matmul)
-        self.turns = Turns(self.experts, device, self._room)
+        self.turns = Turns(self.experts, device, self._room, self._others_bytes)
         self._check_experts()
         keep = device.type != "mps"  # which has no float8
         self.text = load_text_encoder(parts.text, parts.tokenizer, dtype, as_stored=keep)
         self._check_text(self.text)
-        self.text_residency = Residency(self.text, [parts.text])
+        table = self.text.transformer.shared
+        self.text_residency = Residency(self.text, [parts.text], apart=[table])
         self.text_residency.hook(self.text.blocks)
         self.vae = load_vae(parts.vae, dtype)
         self.decoder = self.vae if parts.tae is None else load_vae(parts.tae, dtype)
         clip = parts.clip if self.config.clip_tokens else None
         self.clip = None if clip is None else load_clip_vision(clip, dtype)
+        whole = (self.vae, self.decoder, self.clip)
+        self._lent = {id(part): Lent(part) for part in whole if part is not None}
         self.adapters = Adapters(self.experts)
 
     @property
@@ -193,7 +191,7 @@ class Pipeline:
             torch.cuda.reset_peak_memory_stats(self.device)
 
         if not self._may_stay(size):
-            self.turns.make_room(max(whole_bytes(self.vae, size), self._encoder_bytes()))
+            self.turns.make_room(max(self._others_bytes(size), self.turns.least_room(size)))
         with self._stage("text", seconds):
             text, negative = self._encode_text(request, plan)
             on_progress("text", 1, 1)
@@ -241,14 +239,15 @@ class Pipeline:
         return states[:1], states[1:] if guided else None
 
     def _run_text_encoder(self, prompts: list[str]) -> Tensor:
-        """Streamed where a transformer is on the card, so that both together take no more than
-        the transformer alone while it runs."""
+        """Streamed wherever RAM can be page-locked for it: each of its blocks runs once for a
+        prompt, so that none is worth a place on the card."""
         engine, room, device = self.text_residency, self._room(), self.device
+        blocks = sum(engine.block_bytes)
         activations = self._text_bytes(len(prompts))
         if room is not None and room < engine.least_bytes + activations + WORKSPACE_BYTES:
             log.info("the text encoder runs on the CPU: %.1f GB may be used", room / 1e9)
             device, room = torch.device("cpu"), None
-        elif room is not None and self.turns.is_whole_on_card:
+        elif room is not None and (self.turns.is_whole_on_card or can_lock(engine, blocks)):
             room = min(room, engine.card_bytes(0) + activations + WORKSPACE_BYTES)
         place_within(engine, device, room, Job("text encoder", activations))
         try:
@@ -256,6 +255,11 @@ class Pipeline:
         finally:
             # It runs once for each prompt, and the experts that wait for RAM at every step.
             engine.release(keep_pinned=not self.turns.leave_no_ram)
+
+    def _others_bytes(self, size: VideoSize) -> float:
+        """The most that a stage beside sampling takes on the card."""
+        codecs = (whole_bytes(vae, size) for vae in (self.vae, self.decoder))
+        return max(*codecs, self._encoder_bytes())
 
     def _encoder_bytes(self) -> int:
         """The least for the encoders of text and, after it, of pictures by CLIP."""
@@ -282,31 +286,36 @@ class Pipeline:
         self, request: GenerateRequest, size: VideoSize, on_progress: OnProgress
     ) -> tuple[Tensor, Tensor | None]:
         assert request.image is not None, "the caller has looked"
-        with borrowed(self.vae, self.device, self._free_card):
+        with self._on_card(self.vae, size):
             condition = image_condition(
                 self.vae,
                 size,
                 request.image,
                 request.last_image,
                 lambda done, total: on_progress("image", done, total),
-                lambda pixels, on_chunk: encode_anyhow(
-                    self.vae,
-                    pixels,
-                    on_chunk,
-                    self._free_card,
-                    latents_at_once(self.vae, size, self._room()),
-                ),
+                lambda *given: self._encode_clip(size, *given),
                 request.fit,
                 request.motion,
             )
-        if self.clip is None:
-            return condition, None
-        images = [request.image if request.image.ndim == 3 else request.image[0]]
+        return condition, self.clip_features(request, size)
+
+    @torch.inference_mode()
+    def clip_features(self, request: GenerateRequest, size: VideoSize) -> Tensor | None:
+        """What CLIP sees in the start image, and behind it in the end image; None without CLIP."""
+        if self.clip is None or (first := request.image) is None:
+            return None
+        images = [first if first.ndim == 3 else first[0]]
         if (last := request.last_image) is not None:
             images.append(last if last.ndim == 3 else last[-1])
-        with borrowed(self.clip, self.device, self._free_card):
+        with self._on_card(self.clip, size):
             features = [self.clip.features(image[None].to(self.device)) for image in images]
-        return condition, torch.cat(features, dim=1)
+        return torch.cat(features, dim=1)
+
+    def _encode_clip(
+        self, size: VideoSize, pixels: Tensor, on_chunk: OnChunk, stills: Stills
+    ) -> Tensor:
+        latents = latents_at_once(self.vae, size, self._room())
+        return encode_anyhow(self.vae, pixels, on_chunk, self._free_card, latents, stills)
 
     def _denoiser(
         self,
@@ -337,16 +346,14 @@ class Pipeline:
 
     def _may_stay(self, size: VideoSize) -> bool:
         """Whether the experts are left on the card while text and pictures go through theirs."""
-        room = self._room()
-        if not all(latents_at_once(vae, size, room) for vae in (self.vae, self.decoder)):
-            return False
-        return self.turns.may_stay(size, self.text_residency.card_bytes(0) + self._text_bytes(2))
+        codecs = {whole_bytes(vae, size) for vae in (self.vae, self.decoder)} - {math.inf}
+        return self.turns.may_stay(size, max((*codecs, self._encoder_bytes())) - WORKSPACE_BYTES)
 
     def _decode(
         self, latent: Tensor, size: VideoSize, on_progress: OnProgress, rescue: Path | None
     ) -> Tensor:
         try:
-            with borrowed(self.decoder, self.device, self._free_card):
+            with self._on_card(self.decoder, size):
                 return decode_anyhow(
                     self.decoder,
                     latent,
@@ -357,13 +364,35 @@ class Pipeline:
         except (RuntimeError, MemoryError) as error:
             if rescue is None:
                 raise
-            raise CapabilityError(f"decoding failed ({error}); {_keep(latent, rescue)}") from error
+            raise CapabilityError(
+                f"decoding failed ({error}); {keep_latent(latent, rescue)}"
+            ) from error
+
+    @contextmanager
+    def _on_card(self, part: torch.nn.Module, size: VideoSize) -> Iterator[None]:
+        """CLIP or a VAE on the card. Where everything fits at once it stays there, if no
+        page-locked copy of it brings it back in no time."""
+        lent, every = self._lent[id(part)], self._lent.values()
+        missing = sum(each.nbytes - each.loaded_bytes for each in every)
+        stays = self.turns.is_plenty(size, missing)
+        with lent.borrowed(self.device, self._free_card, stays):
+            yield
+        if self.turns.leave_no_ram:
+            lent.unpin()
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Page-locked RAM that all parts hold between videos."""
+        engines = (self.text_residency, *(expert.residency for expert in self.experts))
+        return sum(part.pinned_bytes for part in (*engines, *self._lent.values()))
 
     def _room(self) -> float | None:
         return card_room(self.device, self.vram_bytes)
 
     def _free_card(self) -> None:
         """Everything off the card but what is running."""
+        for lent in self._lent.values():
+            lent.leave()
         for engine in (self.text_residency, *(e.residency for e in self.experts)):
             engine.release(keep_pinned=True)
         if self.device.type == "cuda":

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -18,59 +18,20 @@ from torch import Tensor, nn
 
 from ..checkpoint.writing import replacing, write_somewhere
 from ..datatypes import VideoSize
+from ..errors import LightX2VError
 from ..wan.vae import OnChunk, WanVae, denormalise
+from ..wan.vae_pieces import Stills
 from .plan import WORKSPACE_BYTES, vae_bytes
-from .reading import to_device
-from .slots import Slot, slots_of
 
 log = logging.getLogger(__name__)
 
 TILES = ((256, 64), (128, 32))  # pixels a side, and how many of them two tiles share
 CHUNKS = (4, 2, 1)  # latent frames at once
+# One latent frame of so many pixels keeps a card busy: at 832x480 four at once were 3 % faster on
+# an H200, and held 4.8 GB more.
+BUSY_PIXELS = 832 * 480
 
 Run = Callable[..., Tensor]
-
-
-@contextmanager
-def borrowed(
-    module: nn.Module, device: torch.device, free_others: Callable[[], None] | None = None
-) -> Iterator[None]:
-    """`module` on `device` for a while; afterwards its weights are the ones it was loaded with.
-
-    Read from their file by several threads where they are mapped, and given up, not copied back.
-    Where memory runs out in it, once more after `free_others`.
-    """
-    if device.type == "cpu":
-        yield
-        return
-    slots = slots_of(module)
-    homes = [slot.tensor for slot in slots]
-    _lend(slots, device, free_others)
-    try:
-        yield
-    finally:
-        for slot, home in zip(slots, homes, strict=True):
-            slot.put(home)
-
-
-def _lend(
-    slots: Sequence[Slot], device: torch.device, free_others: Callable[[], None] | None
-) -> None:
-    """Copies of all or of none."""
-    homes = [slot.tensor for slot in slots]
-    try:
-        copies = to_device(homes, device)
-    except torch.cuda.OutOfMemoryError:
-        if free_others is None:
-            raise
-        copies = None
-    if copies is None:  # outside the handler, where what the failed attempt held is gone
-        assert free_others is not None
-        log.warning("not enough memory for the weights of an encoder; everything else leaves")
-        free_others()
-        copies = to_device(homes, device)
-    for slot, copy in zip(slots, copies, strict=True):
-        slot.put(copy)
 
 
 class Codec(Protocol):
@@ -87,7 +48,9 @@ def latents_at_once(
 ) -> int:
     """The first of `choices` of latent frames that the count says fit into `room`; 0 where none.
 
-    More than one at once gains little (3 % with four), so it must fit into half of the room.
+    More than one at once is for pictures so small that all of them together have BUSY_PIXELS at
+    most, and must fit into half of the room. Larger pictures never depend on the room in this, nor
+    do the bits of their frames.
     Without choices: CHUNKS on CUDA cards, 1 elsewhere, where more at once is no faster. 1 where
     nothing can be counted.
     """
@@ -95,6 +58,8 @@ def latents_at_once(
         return 1
     width, weight = max(vae.config.encoder_dim, vae.config.decoder_dim), vae.conv1.weight
     for latents in choices or (CHUNKS if weight.is_cuda else CHUNKS[-1:]):
+        if latents > 1 and latents * size.width * size.height > BUSY_PIXELS:
+            continue
         needed = vae_bytes(width, size, weight.dtype.itemsize, latents)
         if needed + WORKSPACE_BYTES <= (room if latents == 1 else room / 2):
             return latents
@@ -133,10 +98,13 @@ def encode_anyhow(
     on_chunk: OnChunk,
     free_others: Callable[[], None],
     latents: int = 1,
+    stills: Stills | None = None,
 ) -> Tensor:
-    """The normalised latent on the CPU; see `decode_anyhow`."""
-    tiled = getattr(vae, "encode_tiled", None)
-    return _first_that_fits(vae.encode, tiled, pixels_BCFHW, on_chunk, free_others, latents)
+    """The normalised latent on the CPU; see `decode_anyhow`, and `WanVae.encode` for `stills`."""
+    tiled, encode = getattr(vae, "encode_tiled", None), vae.encode
+    if stills is not None:
+        encode = partial(encode, stills=stills)
+    return _first_that_fits(encode, tiled, pixels_BCFHW, on_chunk, free_others, latents)
 
 
 def _first_that_fits(
@@ -174,6 +142,15 @@ def _first_that_fits(
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
     raise AssertionError("the last attempt returns or raises")
+
+
+def keep_latent(latent_BCTHW: Tensor, rescue: Path) -> str:
+    """Save a latent; a sentence about where it is."""
+    try:
+        place = save_latent(latent_BCTHW, rescue)
+    except LightX2VError as error:
+        return f"and the latent of this run is lost: {error}"
+    return f"the latent of this run is saved as {place}: ComfyUI's LoadLatent opens it"
 
 
 def save_latent(latent_BCTHW: Tensor, path: Path) -> Path:

@@ -16,7 +16,7 @@ from ..quant.linear import holds_codes
 from ..wan.config import PATCH, TEXT_LEN, WanConfig
 from ..wan.model import WanModel
 from ..wan.vae_card import FILLED
-from .ram import available_bytes, margin_bytes
+from .ram import available_bytes, margin_bytes, pinnable_bytes
 from .residency import Residency
 
 log = logging.getLogger(__name__)
@@ -180,6 +180,11 @@ def check_ram(needed_bytes: int, what: str) -> None:
         "other programs, or use a file in the number format that is computed in (bf16 on a card), "
         "or an fp8 one: those stay mapped and need none"
     )
+
+
+def can_lock(engine: Residency, nbytes: int) -> bool:
+    """Whether `nbytes` of its blocks are page-locked, or can be."""
+    return nbytes <= engine.pinned_bytes + pinnable_bytes()
 
 
 def is_ram_short(next_bytes: int) -> bool:

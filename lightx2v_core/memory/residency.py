@@ -37,7 +37,7 @@ class Residency:
 
     A model either runs each block through `run_block`, or `hook` is called on its blocks.
     `files` are what the weights are mapped from; `reread` gives them again by name, which allows
-    `forget`. `make_transport` is what moves bytes on a device.
+    `forget`. `make_transport` moves bytes on a device. What the modules `apart` own stays as it is.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Residency:
         files: Iterable[Path] = (),
         reread: Callable[[], Mapping[str, Tensor]] | None = None,
         make_transport: Callable[[torch.device], Transport] = make_transport,
+        apart: Sequence[nn.Module] = (),
     ) -> None:
         self._files, self._reread = stamps(files), reread
         self._make_transport = make_transport
@@ -54,7 +55,7 @@ class Residency:
         self._blocks = [
             [slots.pop((s.owner, s.leaf)) for s in slots_of(block) if s.streams] for block in blocks
         ]
-        self._rest = list(slots.values())
+        self._rest = [slot for slot in slots.values() if slot.owner not in apart]
         self.block_bytes = [sum(s.tensor.nbytes for s in block) for block in self._blocks]
         self._laid_out = [Layout([s.tensor for s in block]).nbytes for block in self._blocks]
         self.rest_bytes = sum(s.tensor.nbytes for s in self._rest)
@@ -304,10 +305,8 @@ class Residency:
         if not streamed or self._ring is not None:
             return
         size = max(self._laid_out[i] for i in streamed)
-        buffers = [
-            torch.empty(size, dtype=torch.uint8, device=self.device)
-            for _ in range(min(self._buffers, len(streamed)))
-        ]
+        empty = partial(torch.empty, size, dtype=torch.uint8, device=self.device)
+        buffers = [empty() for _ in range(min(self._buffers, len(streamed)))]
         transport = self._make_transport(self.device)
         self._choose_pinned(streamed, mapped, transport.pins)
         self._ring = Ring(transport, {i: self._hosts[i] for i in streamed}, buffers)
@@ -342,7 +341,8 @@ class Residency:
                 self._branch_homes.append((linear, placed, home))
 
     def _bring(self, slots: Sequence[Slot], device: torch.device) -> None:
-        away = [slot for slot in slots if slot.tensor.device != device]
+        there = torch.empty(0, device=device).device  # with its number, which "cuda" has not
+        away = [slot for slot in slots if slot.tensor.device != there]
         copies = to_device([slot.tensor for slot in away], device)
         for slot, copy in zip(away, copies, strict=True):
             self._homes[slot] = slot.tensor

@@ -21,7 +21,7 @@ from ..ops.channels import select_pass
 from . import vae_card
 from .vae_layers import Decoder, Encoder, Stream, run_layers
 from .vae_output import Collector
-from .vae_pieces import Piece, cut, find_stills, through
+from .vae_pieces import Piece, Stills, cut, find_stills, through
 
 LATENT_MEAN = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
@@ -101,18 +101,24 @@ class WanVae(nn.Module):
         *,
         output_device: torch.device | str | None = None,
         latents_per_chunk: int = 1,
+        stills: Stills | None = None,
     ) -> Tensor:
-        """Pixels in [-1, 1] to the normalised mean, BCTHW; nothing is sampled."""
+        """Pixels in [-1, 1] to the normalised mean, BCTHW; nothing is sampled.
+
+        `stills` are the stretches of equal frames where the caller knows them; None looks.
+        """
         B, T, H, W = latent_size(pixels_BCFHW)
         device = output_device or pixels_BCFHW.device
         raw_BCTHW = torch.empty(B, self.config.z_dim, T, H, W, dtype=torch.float32, device=device)
         chunks, weight = spans(T, latents_per_chunk), self.conv1.weight
         # Frames that share what was computed once would share its gradient too.
-        stills = [] if pixels_BCFHW.requires_grad else find_stills(pixels_BCFHW)
+        if pixels_BCFHW.requires_grad:
+            stills = []
+        known = find_stills(pixels_BCFHW) if stills is None else stills
 
         def pieces() -> Iterator[Piece]:
-            for frames in cut([(first_frame(a), first_frame(b)) for a, b in chunks], stills):
-                if (frames.start, frames.stop) in stills:
+            for frames in cut([(first_frame(a), first_frame(b)) for a, b in chunks], known):
+                if (frames.start, frames.stop) in known:
                     one = pixels_BCFHW[:, :, frames.start : frames.start + 1]
                     yield Piece(one.to(weight), frames.stop - frames.start)
                 else:

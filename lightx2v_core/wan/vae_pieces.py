@@ -8,6 +8,7 @@ in it changes any more, and passes the rest on as one frame that stays. Nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from .vae_layers import Downsample, Stage, Stream, lookback
 
 Run = Callable[[tuple[nn.Module, ...], Tensor, Stream], Tensor]
+Stills = list[tuple[int, int]]  # stretches of equal frames: (first of them, behind the last)
 
 SHORTEST_STILL = 8  # frames; a shorter stretch is computed like any other
 COMPARED = 16  # frames at once
@@ -32,8 +34,8 @@ class Piece(NamedTuple):
         return self.times if self.times > 1 else self.frames.shape[2]
 
 
-def find_stills(frames_BCFHW: Tensor) -> list[tuple[int, int]]:
-    """Where frames are equal, bit for bit, to the one before: (first of them, behind the last)."""
+def find_stills(frames_BCFHW: Tensor) -> Stills:
+    """Where frames are equal, bit for bit, to the one before, as far as it is worth it."""
     first_rows = _equal_to_next(frames_BCFHW[..., :1, :])
     stills = []
     for start, stop in _runs(first_rows):
@@ -46,12 +48,19 @@ def find_stills(frames_BCFHW: Tensor) -> list[tuple[int, int]]:
     return stills
 
 
+def stills_between(taken: Iterable[int], frames: int) -> Stills:
+    """The same of `frames` frames that are all equal but those `taken`, without looking."""
+    taken = set(taken)
+    free = [frame not in taken for frame in range(frames)]
+    return _runs([a and b for a, b in pairwise(free)])
+
+
 def _equal_to_next(frames_BCFHW: Tensor) -> list[bool]:
     equal = frames_BCFHW[:, :, 1:] == frames_BCFHW[:, :, :-1]
     return equal.flatten(3).all(dim=3).flatten(0, 1).all(dim=0).tolist()
 
 
-def _runs(equal: list[bool]) -> list[tuple[int, int]]:
+def _runs(equal: list[bool]) -> Stills:
     """Stretches of equal frames that are worth it, from whether each is equal to the next."""
     runs, start = [], 0
     for frame, same in enumerate([*equal, False]):
@@ -61,7 +70,7 @@ def _runs(equal: list[bool]) -> list[tuple[int, int]]:
     return [(start, stop) for start, stop in runs if stop - start >= SHORTEST_STILL]
 
 
-def cut(chunks: Iterable[tuple[int, int]], stills: list[tuple[int, int]]) -> Iterator[slice]:
+def cut(chunks: Iterable[tuple[int, int]], stills: Stills) -> Iterator[slice]:
     """Frames start to stop of each chunk without those within a still, and each still whole."""
     for start, stop in chunks:
         at = start

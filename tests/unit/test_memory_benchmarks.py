@@ -23,13 +23,33 @@ def test_two_experts_are_told_under_a_budget_of_card_and_ram_beside_resident(tmp
 
     whole_run.main([*arguments, *held, "--folder", str(folder), "--keep", "--out", str(out)])
 
-    alone, line = read_lines(out)
+    first, alone, line = read_lines(out)
     assert "ratio" not in alone and alone["streamed"] == line["streamed"]
+    assert (first["settled"], alone["settled"], line["settled"]) == (False, True, True)
+    assert [len(each["streamed"]["videos"]) for each in (first, alone)] == [1, 2]
+    assert 0 < first["ram_samples"] <= alone["ram_samples"]
     assert (line["case"], line["experts"], line["ram_held_by"]) == ("whole_run", 2, "planner")
     assert line["equal"] is True and line["within_ram"] is True
     assert 0 < line["streamed"]["ram_peak"] < 16e9
     assert len(line["streamed"]["placed"]) == 2 and line["ratio"] > 0
     assert len(list(folder.glob("wan2.2*noise*"))) == 2, "kept for the next call"
+
+
+def test_each_video_under_a_budget_is_told_at_once_and_the_card_guide_waits_for_the_settled(
+    tmp_path,
+):
+    out = tmp_path / "lines.jsonl"
+    arguments = ["--tiny", "--device", "cpu", "--size", "32x32x5", "--vram-gb", "0.6"]
+
+    whole_run.main([*arguments, "--folder", str(tmp_path), "--out", str(out)])
+
+    first, line = read_lines(out)
+    assert (first["settled"], line["settled"]) == (False, True)
+    assert first["equal"] is line["equal"] is True and line["ratio"] > 0
+    told = line["streamed"]
+    assert abs(told["seconds"] - told["videos"][1]["seconds"]) < 1e-3, "of the second video"
+    assert card_guide.read_rows([first]) == []
+    assert [row.whole for row in card_guide.read_rows([line, first])] == [line]
 
 
 def test_a_random_file_has_no_two_blocks_alike(tmp_path, capsys):

@@ -203,13 +203,41 @@ def test_videos_are_timed_stage_by_stage(tmp_path):
     out = tmp_path / "lines.jsonl"
 
     end_to_end.main(
-        ["--tiny", "--device", "cpu", "--size", "32x32x5", "--videos", "1", "--out", str(out)]
+        ["--tiny", "--device", "cpu", "--size", "32x32x5", "--videos", "3", "--out", str(out)]
     )
 
     (line,) = lines(out)
     assert set(line["stages"]) == {"text", "image", "sampling", "decode"}
-    assert line["steps"] == 4 and len(line["videos"]) == 2
+    assert line["steps"] == 4 and len(line["videos"]) == line["warm_from"] == 3
+    assert line["seconds"] == pytest.approx(line["videos"][2]["seconds"], abs=1e-3)
     assert line["seconds"] == pytest.approx(sum(line["stages"].values()), rel=0.2, abs=0.05)
+    without = [line[name] for name in ("seconds_without_text", "seconds_without_text_and_clip")]
+    assert without[0] == pytest.approx(line["seconds"] - line["stages"]["text"], abs=1e-3)
+    assert without[1] == pytest.approx(without[0] - line["clip_seconds"], abs=1e-3)
+
+
+def test_whole_videos_stand_beside_each_setting_of_a_peer_apart(tmp_path, monkeypatch):
+    out = tmp_path / "lines.jsonl"
+    offered = [slowed(name, "8bit", 0.0, stock=name != "b") for name in ("a", "b", "c")]
+    timed = {"a": {"seconds": 2.0}, "b": {"seconds": 1.0}, "c": {"blocked_by": "no such card"}}
+    monkeypatch.setattr(end_to_end, "contenders", lambda _name: offered)
+    monkeypatch.setattr(end_to_end, "comfy_vae", lambda *_: None)
+    monkeypatch.setattr(end_to_end, "time_vae", lambda *_: (0.5, 1.5))
+    monkeypatch.setattr(end_to_end, "time_one", lambda _course, peer: timed[peer.setting])
+    arguments = ["--tiny", "--device", "cpu", "--size", "32x32x5", "--videos", "1"]
+
+    end_to_end.main([*arguments, "--peer", "x", "--setting", "c", "b", "a", "d", "--out", str(out)])
+
+    ours, absent, blocked, fast, slow = lines(out)
+    assert "ratio" not in ours and "ratio" not in blocked
+    assert absent["peer_setting"] == "d" and "no such setting" in absent["peer_blocked_by"]
+    assert [line["peer_setting"] for line in (blocked, fast, slow)] == ["c", "b", "a"]
+    assert [line["peer_seconds"] for line in (fast, slow)] == [6.0, 10.0]
+    assert [line["peer_stock"] for line in (fast, slow)] == [False, True]
+    assert slow["ratio"] == pytest.approx(ours["seconds"] / 10)
+    assert slow["ratio_same_parts"] == pytest.approx(ours["seconds_without_text_and_clip"] / 10)
+    assert slow["ratios"] == {"b": fast["ratio"], "a": slow["ratio"]}
+    assert len(regress.latest([ours, fast, slow])) == 3, "each is compared with its own kind"
 
 
 def test_growth_is_told_against_the_operations_counted(tmp_path, monkeypatch):

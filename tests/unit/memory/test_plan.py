@@ -99,6 +99,23 @@ def test_the_vae_takes_as_many_latent_frames_at_once_as_fit():
     assert chosen(None) == latents_at_once(object(), size, 0) == 1
 
 
+def test_the_vae_never_takes_more_at_once_than_keeps_a_card_busy():
+    vae, sizes = WanVae(VaeConfig(8, 8)), [(208, 128), (416, 240), (480, 416), (832, 480)]
+    sizes = [*sizes, (1280, 720)]
+
+    chosen = [
+        latents_at_once(vae, VideoSize(width, height, 81), 1e12, choices=CHUNKS)
+        for width, height in sizes
+    ]
+    most = max(
+        vae_bytes(96, VideoSize(width, height, 81), 2, latents)
+        for (width, height), latents in zip(sizes[:4], chosen, strict=False)
+    )
+
+    assert chosen == [4, 4, 2, 1, 1]
+    assert most == vae_bytes(96, VideoSize(832, 480, 81), 2, 1), "nothing smaller takes more"
+
+
 def test_activations_grow_with_every_size():
     def counted(width=832, height=480, frames=81, **changes):
         tokens = video_tokens(VideoSize(width, height, frames))

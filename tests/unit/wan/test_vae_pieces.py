@@ -9,7 +9,7 @@ from torch import Tensor
 from lightx2v_core.wan import vae as vae_module
 from lightx2v_core.wan.vae import VaeConfig, WanVae
 from lightx2v_core.wan.vae_layers import Stage, Stream, run_layers
-from lightx2v_core.wan.vae_pieces import Piece, cut, find_stills, through
+from lightx2v_core.wan.vae_pieces import Piece, cut, find_stills, stills_between, through
 from tests.conftest import fill, relative_error
 
 # oneDNN adds up in another order for another number of frames at a time. Measured 5e-7 at most.
@@ -150,3 +150,13 @@ def test_pieces_are_gathered_up_to_the_limit_and_split_above_it():
     lengths = [p.length for p in through([Stage((), 0, 1)], pieces, [4], run, Stream())]
 
     assert seen == lengths == [3, 2, 4, 4, 1, 1]
+
+
+@pytest.mark.parametrize("taken", [{0}, {0, 80}, {0, 1, 2, 40, 79, 80}, set(range(81)), {0, 9, 18}])
+def test_stills_between_given_frames_are_those_that_would_be_found(taken):
+    generator = torch.Generator().manual_seed(0)
+    clip = torch.zeros(1, 3, 81, 8, 8)
+    for frame in taken:
+        clip[:, :, frame] = torch.rand(3, 8, 8, generator=generator)
+
+    assert stills_between(taken, 81) == find_stills(clip)
