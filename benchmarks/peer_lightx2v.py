@@ -29,6 +29,7 @@ from torch import Tensor
 
 from lightx2v_core.errors import CapabilityError, RequestError
 from lightx2v_core.wan.config import WanConfig
+from lightx2v_core.wan.vae import VaeConfig
 
 from .contender import (
     FA3_FORWARD,
@@ -44,6 +45,7 @@ from .random_models import quantised
 
 WHO = "lightx2v"
 MODEL = "lightx2v/models/networks/wan/model.py"
+VAE = "lightx2v/models/video_encoders/hf/wan/vae.py"
 # Its dit_quant_scheme by ours, with the package it needs beside PyTorch and Triton. What it calls
 # fp8-torchao is PyTorch's own _scaled_mm.
 SCHEMES: Mapping[str, tuple[str, str | None]] = {
@@ -75,8 +77,7 @@ def lightx2v(root: Path) -> list[Contender]:
 
     Raises RequestError where `root` is not a checkout of LightX2V.
     """
-    if not (root / MODEL).is_file():
-        raise RequestError(f"{root} holds no LightX2V with {MODEL}")
+    release = lightx2v_release(root)
     schemes = [
         name for name, (_, package) in SCHEMES.items() if package is None or find_spec(package)
     ]
@@ -87,7 +88,7 @@ def lightx2v(root: Path) -> list[Contender]:
                 setting = "-".join((scheme, attention, *(("compile",) if compiled else ())))
                 tier = "16bit" if scheme == "bf16" and attention != "sage" else "8bit"
                 load = _Load(root, scheme, attention, compiled)
-                facts = (setting, _release(root), tier, attention, scheme, load)
+                facts = (setting, release, tier, attention, scheme, load)
                 made.append(Contender(WHO, *facts, stock=attention != "fa3" or _has(FA3)))
     return made
 
@@ -105,11 +106,14 @@ def _has(module: str) -> bool:
     return not isinstance(sys.modules.get(module), _Lent) and find_spec(module) is not None
 
 
-def _release(root: Path) -> str:
+def lightx2v_release(root: Path) -> str:
     """What its package says, its commit, and the packages that decide how fast it is.
 
     A copy without .git may hold its commit in a file COMMIT.
+    Raises RequestError where `root` is not a checkout of LightX2V.
     """
+    if not (root / MODEL).is_file():
+        raise RequestError(f"{root} holds no LightX2V with {MODEL}")
     text = (root / "lightx2v/__init__.py").read_text("utf-8")
     told = [text.partition('__version__ = "')[2].partition('"')[0] or "unknown"]
     if (root / ".git").exists():
@@ -130,7 +134,7 @@ class _Load:
 
     def __call__(self, config: WanConfig, weights: Weights) -> Forward:
         device = next(iter(weights.values())).device
-        modules = _modules(self.root, device)
+        theirs = _module(self.root, MODEL, device).WanModel
         scheme, _ = SCHEMES[self.scheme]
         stored = weights if scheme == "bf16" else quantised(weights, scheme)
         # Its loader turns scales into bfloat16 too.
@@ -139,7 +143,7 @@ class _Load:
             for name, tensor in stored.items()
         }
 
-        class Given(modules.WanModel):
+        class Given(theirs):
             """Its model, whose file is in memory."""
 
             def _load_ckpt(self, *_: object) -> Weights:
@@ -215,26 +219,38 @@ def _forward(model: Any, config: WanConfig) -> Forward:  # noqa: ANN401 - theirs
     return forward
 
 
-def _modules(root: Path, device: torch.device) -> Any:  # noqa: ANN401 - of whatever version it is
-    """Its module of Wan's transformer, with its registers of kernels filled."""
-    name = MODEL.removesuffix(".py").replace("/", ".")
-    if name in sys.modules:
-        return sys.modules[name]
-    sys.path.insert(0, str(root))
-    # Their __init__ imports every model and server there is.
-    sys.modules["lightx2v"] = _package("lightx2v", root / "lightx2v")
+def lightx2v_vae(root: Path, config: VaeConfig, device: torch.device) -> torch.nn.Module:
+    """Its own VAE of Wan 2.1, on the CPU; needs einops."""
+    made = _module(root, VAE, device).WanVAE_(
+        dim=config.decoder_dim, z_dim=config.z_dim, temperal_downsample=[False, True, True]
+    )
+    return made.requires_grad_(False).eval()
+
+
+def convolve_by_rows_of_channels(vae: torch.nn.Module) -> None:
+    """What its USE_CHANNELS_LAST_3D=1 does to the VAE."""
+    sys.modules[_name(VAE)].convert_to_channels_last_3d(vae)
+
+
+def _name(path: str) -> str:
+    return path.removesuffix(".py").replace("/", ".")
+
+
+def _module(root: Path, path: str, device: torch.device) -> Any:  # noqa: ANN401 - any version
+    """One of its modules, with its registers of kernels filled."""
+    if _name(path) in sys.modules:
+        return sys.modules[_name(path)]
+    if "lightx2v" not in sys.modules:
+        sys.path.insert(0, str(root))
+        # Their __init__ imports every model and server there is.
+        sys.modules["lightx2v"] = _package("lightx2v", root / "lightx2v")
     if not _has(FA3) and _has(FA3_FORWARD):
         sys.modules[FA3] = _lent_attention()
-    try:
-        with _standing_in(FOR_VIDEOS):
-            platform = import_module("lightx2v_platform.base.global_var")
-            platform.AI_DEVICE = platform.PLATFORM = device.type
-            import_module("lightx2v.common.ops")
-            return import_module(name)
-    except BaseException:
-        for half_read in [key for key in sys.modules if key.partition(".")[0] == "lightx2v"]:
-            del sys.modules[half_read]
-        raise
+    with _standing_in(FOR_VIDEOS):
+        platform = import_module("lightx2v_platform.base.global_var")
+        platform.AI_DEVICE = platform.PLATFORM = device.type
+        import_module("lightx2v.common.ops")
+        return import_module(_name(path))
 
 
 def _package(name: str, folder: Path) -> types.ModuleType:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import forward, peer_lightx2v, peers
-from benchmarks.lines import relative_error
+from benchmarks import forward, peer_lightx2v, peers, vae
+from benchmarks.lines import read_lines, relative_error
 from benchmarks.random_files import TINY
 from benchmarks.random_models import as_checkpoint, random_inputs, random_weights
 from lightx2v_core.assemble import load_transformer
@@ -43,13 +43,14 @@ flash_attn_varlen_func = None
 """
 
 
-@pytest.fixture
-def forward_kernels(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def forward_kernels(tmp_path_factory):
     """A package fa3-fwd that computes on a CPU; no other FlashAttention 3."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/fa3_fwd_interface.py").write_text(ATTENTION)
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    yield
+    site = tmp_path_factory.mktemp("site")
+    (site / "fa3_fwd_interface.py").write_text(ATTENTION)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(site))
+        yield
     for name in ("fa3_fwd_interface", "flash_attn_interface"):
         sys.modules.pop(name, None)
 
@@ -158,6 +159,45 @@ def test_diffusers_takes_forward_kernels_as_its_flash_attention_3(forward_kernel
         assert attention_dispatch.flash_attn_3_func.__module__ == "fa3_fwd_interface"
     finally:
         found["bf16-sdpa"].load(ONE_BLOCK, random_weights(ONE_BLOCK, CPU))
+
+
+def vae_lines(out: Path, monkeypatch: pytest.MonkeyPatch, *given: str) -> list[dict]:
+    """Of a VAE of width 8 and clips of 5 frames of 16x16, in float32."""
+    monkeypatch.setattr(vae, "CHECKED", VideoSize(16, 16, 5))
+    small = ["--width", "8", "--sizes", "16x16", "--frames", "5", "--repeats", "1"]
+
+    vae.main(["--device", "cpu", "--dtype", "float32", *small, *given, "--out", str(out)])
+
+    return list(read_lines(out))
+
+
+def test_the_vae_of_diffusers_stands_beside_ours_and_computes_the_same(tmp_path, monkeypatch):
+    found = vae_lines(tmp_path / "lines.jsonl", monkeypatch, "--peer", "diffusers")
+
+    assert [(line["case"], line.get("peer")) for line in found] == [
+        (case, peer) for case in vae.CASES for peer in (None, "diffusers")
+    ]
+    for ours, theirs in zip(found[::2], found[1::2], strict=True):
+        assert ours["size"] == theirs["size"] == [16, 16, 5] and ours["relative_error"] < 1e-5
+        assert theirs["ratio_to_peer"] == ours["seconds"] / theirs["peer_seconds"]
+        assert theirs["peer_relative_error"] < 1e-5
+
+
+def test_a_vae_of_nobody_we_know_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(RequestError, match="peer 'sora' is unknown"):
+        vae_lines(tmp_path / "lines.jsonl", monkeypatch, "--peer", "sora")
+
+
+@pytest.mark.skipif(not CHECKOUT, reason="LIGHTX2V_PATH names no checkout of LightX2V")
+def test_the_vae_of_lightx2v_computes_the_same(tmp_path, monkeypatch, forward_kernels):
+    for package in ("loguru", "triton", "einops"):
+        pytest.importorskip(package)
+
+    found = vae_lines(tmp_path / "lines.jsonl", monkeypatch, "--peer", f"lightx2v={CHECKOUT}")
+
+    names = {"lightx2v", "lightx2v channels-last"}
+    errors = [line["peer_relative_error"] for line in found if line.get("peer") in names]
+    assert len(errors) == 2 * len(vae.CASES) and max(errors) < 1e-5
 
 
 @pytest.mark.skipif(not CHECKOUT, reason="LIGHTX2V_PATH names no checkout of LightX2V")
