@@ -5,7 +5,7 @@ attention and the matmul of the setting. A setting is SCHEME-ATTENTION, with `-c
 `use_compile`. Weights are handed over where its loader would read a file, in that loader's types.
 
 What it needs: loguru and triton. FlashAttention 3 (`fa3`) is the package flash_attn_interface, or
-fa3-fwd, the same kernels built for the forward alone, offered under that name; `sage` the package
+fa3-fwd, the same kernels built for the forward alone, put in its place; `sage` the package
 sageattention. Norms, rotary and modulation go by its fastest kernels that are installed: sgl-kernel
 and flashinfer, without them its Triton kernels and PyTorch.
 """
@@ -102,8 +102,7 @@ def _attentions() -> Iterator[str]:
 
 
 def _has(module: str) -> bool:
-    """Whether it is installed; what this file stands in for does not count."""
-    return not isinstance(sys.modules.get(module), _Lent) and find_spec(module) is not None
+    return find_spec(module) is not None
 
 
 def lightx2v_release(root: Path) -> str:
@@ -135,6 +134,8 @@ class _Load:
     def __call__(self, config: WanConfig, weights: Weights) -> Forward:
         device = next(iter(weights.values())).device
         theirs = _module(self.root, MODEL, device).WanModel
+        if self.attention == "fa3":
+            _lend_attention()
         scheme, _ = SCHEMES[self.scheme]
         stored = weights if scheme == "bf16" else quantised(weights, scheme)
         # Its loader turns scales into bfloat16 too.
@@ -232,6 +233,13 @@ def convolve_by_rows_of_channels(vae: torch.nn.Module) -> None:
     sys.modules[_name(VAE)].convert_to_channels_last_3d(vae)
 
 
+def _lend_attention() -> None:
+    """Its FlashAttention 3 by the package of the forward kernels, where it found no other."""
+    attentions = sys.modules["lightx2v.common.ops.attn.flash_attn"]
+    if attentions.flash_attn_func_v3 is None:
+        attentions.flash_attn_func_v3 = import_module(FA3_FORWARD).flash_attn_func
+
+
 def _name(path: str) -> str:
     return path.removesuffix(".py").replace("/", ".")
 
@@ -244,8 +252,6 @@ def _module(root: Path, path: str, device: torch.device) -> Any:  # noqa: ANN401
         sys.path.insert(0, str(root))
         # Their __init__ imports every model and server there is.
         sys.modules["lightx2v"] = _package("lightx2v", root / "lightx2v")
-    if not _has(FA3) and _has(FA3_FORWARD):
-        sys.modules[FA3] = _lent_attention()
     with _standing_in(FOR_VIDEOS):
         platform = import_module("lightx2v_platform.base.global_var")
         platform.AI_DEVICE = platform.PLATFORM = device.type
@@ -259,22 +265,6 @@ def _package(name: str, folder: Path) -> types.ModuleType:
     module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
     module.__path__ = [str(folder)]
     return module
-
-
-class _Lent(types.ModuleType):
-    """Stands in for a module that is not installed."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.__spec__ = importlib.machinery.ModuleSpec(name, None)
-
-
-def _lent_attention() -> types.ModuleType:
-    """FlashAttention 3's interface by the package of its forward kernels."""
-    forward, lent = import_module(FA3_FORWARD), _Lent(FA3)
-    lent.flash_attn_func = forward.flash_attn_func
-    lent.flash_attn_varlen_func = forward.flash_attn_varlen_func
-    return lent
 
 
 @contextmanager
@@ -305,8 +295,12 @@ def _standing_in(names: Sequence[str]) -> Iterator[None]:
             del sys.modules[name]
 
 
-class _Unused(_Lent):
-    """Has every name, and none that can be called."""
+class _Unused(types.ModuleType):
+    """Stands in for a module that is not installed: has every name, and none can be called."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = importlib.machinery.ModuleSpec(name, None)
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):

@@ -37,22 +37,17 @@ def flash_attn_func(q, k, v, softmax_scale=None, causal=False, **more):
     calls.append(q.shape)
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).contiguous()
-
-
-flash_attn_varlen_func = None
 """
 
 
-@pytest.fixture(scope="module")
-def forward_kernels(tmp_path_factory):
+@pytest.fixture
+def forward_kernels(tmp_path, monkeypatch):
     """A package fa3-fwd that computes on a CPU; no other FlashAttention 3."""
-    site = tmp_path_factory.mktemp("site")
-    (site / "fa3_fwd_interface.py").write_text(ATTENTION)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(site))
-        yield
-    for name in ("fa3_fwd_interface", "flash_attn_interface"):
-        sys.modules.pop(name, None)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/fa3_fwd_interface.py").write_text(ATTENTION)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    yield
+    sys.modules.pop("fa3_fwd_interface", None)
 
 
 def skeleton(folder: Path) -> Path:
@@ -189,7 +184,7 @@ def test_a_vae_of_nobody_we_know_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not CHECKOUT, reason="LIGHTX2V_PATH names no checkout of LightX2V")
-def test_the_vae_of_lightx2v_computes_the_same(tmp_path, monkeypatch, forward_kernels):
+def test_the_vae_of_lightx2v_computes_the_same(tmp_path, monkeypatch):
     for package in ("loguru", "triton", "einops"):
         pytest.importorskip(package)
 
