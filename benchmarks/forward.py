@@ -2,6 +2,8 @@
 
     python -m benchmarks.forward --tiers 16bit 8bit --peer comfyui=PATH --out forward.jsonl
     python -m benchmarks.forward --size 1280x720x81 --attention auto sdpa --matmul fp8-row int8
+    python -m benchmarks.forward --peer lightx2v=PATH --peer diffusers --setting bf16-fa3 \\
+        lightx2v:fp8-torchao-fa3-compile diffusers:bf16-cudnn
     python -m benchmarks.forward --tiers 8bit --profile
 
 Random weights of the real shapes, made on the card from a seed, so that everyone multiplies the
@@ -19,12 +21,14 @@ card's time by class of kernel. `--tiny` tries everything with a small model, on
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -48,14 +52,14 @@ from .lines import (
     reset_peak,
     wait_for,
 )
-from .peers import Contender, Forward, Weights, contenders
+from .peers import PEERS, Contender, Forward, Weights, contenders
 from .random_files import I2V_14B, TINY
 from .random_models import as_checkpoint, quantised, random_inputs, random_weights
 
 GIB = 2**30
 SIZES = {"480p": VideoSize(832, 480, 81), "720p": VideoSize(1280, 720, 81)}
 OURS = "ours"
-# What a setting of somebody else's program may end in, and the run goes on.
+# What a setting of somebody else's program may end in, and the run goes on; see `failures`.
 FAILURES = (
     LightX2VError,
     RuntimeError,
@@ -63,6 +67,8 @@ FAILURES = (
     TypeError,
     ValueError,
     AttributeError,
+    AssertionError,
+    LookupError,
     OSError,
 )
 # The first class whose pattern is in a kernel's name.
@@ -124,10 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.profile,
     )
     theirs = [found for peer in options.peer for found in contenders(peer)]
-    if options.setting:
-        theirs = [peer for peer in theirs if peer.setting in options.setting]
-    else:
-        theirs = [peer for peer in theirs if "compile" not in peer.setting]
+    theirs = [peer for peer in theirs if is_wanted(peer, options.setting)]
     emit(race(course, theirs, ours(options, device)), options.out)
     return 0
 
@@ -142,8 +145,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--attention-16bit", nargs="+", default=["auto"], help="of our 16-bit tier, each is timed")
     add("--matmul", nargs="+", default=["auto"], help="of our 8-bit tier, each is timed")
     add("--scheme", choices=tuple(ON_LOAD), default="fp8", help="of our 8-bit tier")
-    add("--peer", action="append", default=[], help="comfyui=PATH or diffusers; several times")
-    add("--setting", nargs="*", help="of the peers, by name; default: all but compiled ones")
+    add("--peer", action="append", default=[], help=PEERS + "; several times")
+    add("--setting", nargs="*", help="of the peers, or WHO:SETTING; default: all not compiled")
     add("--size", type=read_size, default=SIZES["480p"], help="480p, 720p or WIDTHxHEIGHTxFRAMES")
     add("--error-size", type=read_size, default=VideoSize(832, 480, 5))
     add("--blocks", type=int, help="fewer than the model has, for a quick comparison")
@@ -154,6 +157,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--tiny", action="store_true", help="a small model, to try the script")
     add_out(parser)
     return parser
+
+
+def is_wanted(peer: Contender, settings: Sequence[str] | None) -> bool:
+    """Whether its setting was asked for, alone or as WHO:SETTING; None asks for all but compiled
+    ones."""
+    if settings is None:
+        return "compile" not in peer.setting
+    return peer.setting in settings or f"{peer.who}:{peer.setting}" in settings
 
 
 def read_size(text: str) -> VideoSize:
@@ -268,17 +279,27 @@ def time_one(course: Course, contender: Contender, exact: Tensor | None = None) 
         inputs = random_inputs(course.config, course.size, device)
         reset_peak(device)
         seconds = median_seconds(lambda: forward(*inputs), device, course.repeats, course.warm_ups)
-    except FAILURES as failure:
+    except failures() as failure:
         text = " ".join(str(failure).split())[:300]
         return {"blocked_by": f"{type(failure).__name__}: {text}"}
     finally:
         forward = None
         torch.compiler.reset()
+        gc.collect()  # a model that refers to itself would stay on the card
     return {
         "seconds": seconds,
         "peak_gib": round(peak_bytes(device) / GIB, 2),
         "relative_error": error,
     }
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """FAILURES, and Triton's own where it is installed: they are no RuntimeError."""
+    if find_spec("triton") is None:
+        return FAILURES
+    from triton.errors import TritonError
+
+    return (*FAILURES, TritonError)
 
 
 def _error(course: Course, forward: Forward, exact: Tensor) -> float:

@@ -60,9 +60,14 @@ def about(device: torch.device) -> Line:
 
 def commit() -> str:
     """What GIT_COMMIT says (a copy may not know), or of this checkout, or "unknown"."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return os.environ.get("GIT_COMMIT") or git_commit(Path(__file__).parent)
+
+
+def git_commit(folder: Path) -> str:
+    """Of the checkout that `folder` is in, or "unknown"."""
+    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return os.environ.get("GIT_COMMIT") or done.stdout.strip() or "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 def peak_bytes(device: torch.device) -> int:

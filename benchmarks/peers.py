@@ -2,18 +2,18 @@
 
 `--peer comfyui=PATH` imports that checkout's own Wan model and layers; what a user would switch on
 there (fp8 matmul, a scaled fp8 file, torch.compile, another attention) are settings by name.
-`--peer diffusers` takes the installed package. The peer's modules are used as they are: nothing of
-them is changed but the attention where the setting says so, through the hook the peer has for it.
+`--peer diffusers` takes the installed package, `--peer lightx2v=PATH` a checkout.
+The peer's modules are used as they are: nothing of them is changed but the attention where the
+setting says so, through the hook the peer has for it.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -26,37 +26,22 @@ from lightx2v_core.checkpoint.convert import is_quantised
 from lightx2v_core.checkpoint.headers import TensorHeader
 from lightx2v_core.checkpoint.layouts import to_diffusers
 from lightx2v_core.errors import CapabilityError, RequestError
-from lightx2v_core.wan.config import WanConfig
+from lightx2v_core.wan.config import CLIP_DIM, WanConfig
 from lightx2v_core.wan.vae import VaeConfig
 
-Forward = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-Weights = dict[str, Tensor]
+from .contender import (
+    FA3_FORWARD,
+    Contender,
+    Forward,
+    Weights,
+    compile_blocks,
+    half,
+    installed,
+)
+from .peer_lightx2v import lightx2v
+
+PEERS = "comfyui=PATH, diffusers or lightx2v=PATH"
 FP8 = torch.float8_e4m3fn
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One setting of one program. `load` turns official weights (bf16) into its forward."""
-
-    who: str
-    setting: str
-    version: str
-    tier: str  # 16bit or 8bit
-    attention: str
-    scheme: str
-    load: Callable[[WanConfig, Weights], Forward]
-    # Whether the program has this setting by itself; else a package was put in through its hook.
-    stock: bool = True
-
-    def facts(self) -> dict[str, object]:
-        return {
-            "who": self.who,
-            "setting": self.setting,
-            "version": self.version,
-            "attention": self.attention,
-            "scheme": self.scheme,
-            "stock": self.stock,
-        }
 
 
 def contenders(peer: str) -> list[Contender]:
@@ -70,19 +55,8 @@ def contenders(peer: str) -> list[Contender]:
     if name == "diffusers":
         return _diffusers()
     if name == "lightx2v":
-        raise CapabilityError(
-            "LightX2V builds its model from its own configuration and file layout with kernels of "
-            "its own wheels (sgl-kernel, FlashAttention 3), and without those it is not at its "
-            "best; time it with its own script on the same card and name that beside our line"
-        )
-    raise RequestError(f"peer {peer!r} is unknown; use comfyui=PATH, diffusers or lightx2v=PATH")
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
+        return lightx2v(Path(path))
+    raise RequestError(f"peer {peer!r} is unknown; use {PEERS}")
 
 
 def _comfyui(root: Path) -> list[Contender]:
@@ -91,9 +65,9 @@ def _comfyui(root: Path) -> list[Contender]:
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     text = (root / "comfyui_version.py").read_text("utf-8").split('"')[1]
-    release = f"{text}, comfy-kitchen {_installed('comfy-kitchen')}"
+    release = f"{text}, comfy-kitchen {installed('comfy-kitchen')}"
     attentions: dict[str, Callable[..., Tensor] | None] = {"sdpa": None, "cudnn": _comfy_cudnn}
-    if find_spec("fa3_fwd_interface"):
+    if find_spec(FA3_FORWARD):
         attentions["fa3"] = _comfy_fa3
     made = []
     for scheme, tier in (("bf16", "16bit"), ("fp8-cast", "8bit"), ("fp8-scaled", "8bit")):
@@ -136,11 +110,10 @@ class _ComfyLoad:
         if self.attention is not None:
             options["optimized_attention_override"] = self.attention
         if self.compiled:
-            _compile(model.blocks)
+            compile_blocks(model.blocks)
 
         def forward(x: Tensor, timestep: Tensor, text: Tensor, clip: Tensor | None) -> Tensor:
-            half = (None if part is None else part.bfloat16() for part in (x, text, clip))
-            x, text, clip = half
+            x, text, clip = half(x, text, clip)
             return model(x, timestep, text, clip, transformer_options=dict(options)).float()
 
         return forward
@@ -215,8 +188,7 @@ def _comfy_fa3(
     """FlashAttention 3 (package fa3-fwd) where it can: B L (heads D) without a mask."""
     if mask is not None or options.get("skip_reshape"):
         return plain(q, k, v, heads, mask, **options)
-    from fa3_fwd_interface import flash_attn_func
-
+    flash_attn_func = import_module(FA3_FORWARD).flash_attn_func
     q, k, v = (part.unflatten(-1, (heads, -1)) for part in (q, k, v))
     y = flash_attn_func(q, k, v)
     return (y[0] if isinstance(y, tuple) else y).flatten(2)
@@ -233,28 +205,29 @@ def comfy_vae(config: VaeConfig, device: torch.device) -> torch.nn.Module:
     return vae.to(device, torch.bfloat16).requires_grad_(False).eval()
 
 
-def _compile(blocks: Iterable[torch.nn.Module]) -> None:
-    """Each block in place, as the nodes that users have for it do."""
-    import torch._dynamo
-
-    torch._dynamo.config.recompile_limit = 64
-    for block in blocks:
-        block.compile(dynamic=False)
+# diffusers' own names of attention, which `set_attention_backend` takes.
+DIFFUSERS_ATTENTIONS = {"sdpa": "native", "cudnn": "_native_cudnn", "fa3": "_flash_3"}
 
 
 def _diffusers() -> list[Contender]:
     if find_spec("diffusers") is None:
         raise CapabilityError("the diffusers package is not installed; pip install diffusers")
-    release = _installed("diffusers")
-    names = {False: "bf16-sdpa", True: "bf16-sdpa-compile"}
-    return [
-        Contender("diffusers", name, release, "16bit", "sdpa", "bf16", _DiffusersLoad(compiled))
-        for compiled, name in names.items()
-    ]
+    release = installed("diffusers")
+    has_own_fa3 = installed("flash-attn-3") != "unknown"
+    attentions = [*DIFFUSERS_ATTENTIONS][: 3 if has_own_fa3 or find_spec(FA3_FORWARD) else 2]
+    made = []
+    for attention in attentions:
+        for compiled in (False, True):
+            setting = f"bf16-{attention}" + ("-compile" if compiled else "")
+            load = _DiffusersLoad(attention, compiled)
+            facts = (setting, release, "16bit", attention, "bf16", load)
+            made.append(Contender("diffusers", *facts, stock=attention != "fa3" or has_own_fa3))
+    return made
 
 
 @dataclass(frozen=True)
 class _DiffusersLoad:
+    attention: str
     compiled: bool
 
     def __call__(self, config: WanConfig, weights: Weights) -> Forward:
@@ -269,21 +242,33 @@ class _DiffusersLoad:
                 text_dim=config.text_dim,
                 ffn_dim=config.ffn_dim,
                 num_layers=config.num_layers,
-                image_dim=1280 if config.clip_tokens else None,
+                image_dim=CLIP_DIM if config.clip_tokens else None,
                 added_kv_proj_dim=config.dim if config.clip_tokens else None,
             )
         named = {to_diffusers(name): tensor for name, tensor in weights.items()}
+        for name in named:  # as `from_pretrained` does with bfloat16
+            if any(part in name.split(".") for part in model._keep_in_fp32_modules):
+                named[name] = named[name].float()
         device = next(iter(weights.values())).device
         rope = type(model.rope)(128, (1, 2, 2), 1024)  # its tables, which no file holds
         model.load_state_dict(named, strict=True, assign=True)
         model.rope = rope.to(device)
         model.requires_grad_(False).eval()
+        self._choose_attention(model)
         if self.compiled:
-            _compile(model.blocks)
+            compile_blocks(model.blocks)
 
         def forward(x: Tensor, timestep: Tensor, text: Tensor, clip: Tensor | None) -> Tensor:
-            half = (None if part is None else part.bfloat16() for part in (x, text, clip))
-            x, text, clip = half
+            x, text, clip = half(x, text, clip)
             return model(x, timestep, text, clip, return_dict=False)[0].float()
 
         return forward
+
+    def _choose_attention(self, model: Any) -> None:  # noqa: ANN401 - theirs
+        from diffusers.models import attention_dispatch
+
+        if self.attention == "fa3" and attention_dispatch.flash_attn_3_func is None:
+            forward = import_module(FA3_FORWARD)
+            attention_dispatch.flash_attn_3_func = forward.flash_attn_func
+            attention_dispatch._CAN_USE_FLASH_ATTN_3 = True
+        model.set_attention_backend(DIFFUSERS_ATTENTIONS[self.attention])

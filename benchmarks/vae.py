@@ -1,42 +1,34 @@
 """The VAE: decoding, encoding, and encoding a picture with grey frames behind it.
 
 usage: python -m benchmarks.vae --device cuda --sizes 832x480 1280x720 --out vae.jsonl
-           [--peer comfyui=PATH] [--peer diffusers]
+           [--peer comfyui=PATH] [--peer diffusers] [--peer lightx2v=PATH]
 
 A line holds case, seconds (median), plain_seconds and ratio to the plain layers in the same run
 (what runs without tensor cores), peak_gib beside the weights, relative_error to float32 on a small
 clip for the fast and the plain layers, size, card, torch, commit; with a peer also peer,
-peer_version, peer_seconds and ratio_to_peer. Weights and data are random: neither decides the time.
+peer_version, peer_seconds, peer_relative_error and ratio_to_peer. Weights and data are random:
+neither decides the time.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
-from pathlib import Path
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightx2v_core.checkpoint.layouts import vae_to_diffusers
 from lightx2v_core.datatypes import VideoSize
 from lightx2v_core.device import select_device
 from lightx2v_core.wan.vae import VaeConfig, WanVae, denormalise
 
-from .lines import Line, about, add_out, emit, median_seconds
+from .lines import Line, about, add_out, emit, median_seconds, relative_error
+from .peers import PEERS
+from .vae_peers import Peer, open_peers
 
 CASES = ("vae_decode", "vae_encode", "vae_encode_padded")
 CHECKED = VideoSize(128, 128, 33)  # the clip that errors are taken of
-Run = Callable[[Tensor], Tensor]
-
-
-class Peer:
-    """Someone else's VAE with our weights; encodes and decodes raw means."""
-
-    def __init__(self, name: str, version: str, encode: Run, decode: Run) -> None:
-        self.name, self.version, self.encode, self.decode = name, version, encode, decode
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=81)
     parser.add_argument("--latents-per-chunk", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--peer", action="append", default=[], metavar="comfyui=PATH|diffusers")
+    parser.add_argument("--peer", action="append", default=[], metavar="PEER", help=PEERS)
     add_out(parser)
     options = parser.parse_args(arguments)
     emit(run(options), options.out)
@@ -61,9 +53,10 @@ def run(options: argparse.Namespace) -> Iterator[Line]:
     config = VaeConfig(options.width, options.width)
     exact = random_vae(config).to(device)
     vae = random_vae(config).to(device, dtype)
-    peers = [open_peer(name, exact.state_dict(), config, device, dtype) for name in options.peer]
-    errors = dict(_errors(vae, exact))
-    del exact
+    weights = exact.state_dict()
+    peers = [p for name in options.peer for p in open_peers(name, weights, config, device, dtype)]
+    errors = {case: _errors(case, vae, exact, peers) for case in CASES}
+    del exact, weights
     facts: Line = {"dtype": options.dtype, "latents_per_chunk": options.latents_per_chunk}
     facts |= about(device)
     for text in options.sizes:
@@ -71,18 +64,20 @@ def run(options: argparse.Namespace) -> Iterator[Line]:
         size = VideoSize(width, height, options.frames)
         for case in CASES:
             x = example(case, size, device, dtype)
-            line = _measure(case, vae, x, options) | errors[case]
+            own, theirs = errors[case]
+            line = _measure(case, vae, x, options) | own
             line |= {"size": [width, height, options.frames]}
             yield line | facts
             for peer in peers:
-                yield line | facts | _beside(case, peer, x, line, options.repeats)
+                beside = _beside(case, peer, x, line, options.repeats)
+                yield line | facts | beside | {"peer_relative_error": theirs[peer.name]}
 
 
 def _measure(case: str, vae: WanVae, x: Tensor, options: argparse.Namespace) -> Line:
     chunk = {"latents_per_chunk": options.latents_per_chunk}
     call = vae.decode if case == "vae_decode" else vae.encode
     seconds = median_seconds(lambda: call(x, **chunk), x.device, options.repeats)
-    peak = peak_bytes(lambda: call(x, **chunk), x.device)
+    peak = bytes_beside(lambda: call(x, **chunk), x.device)
     vae.plain_layers = True
     # Noise in place of equal frames: each of those would be computed once here too.
     whole = torch.rand_like(x) if case == "vae_encode_padded" else x
@@ -93,26 +88,35 @@ def _measure(case: str, vae: WanVae, x: Tensor, options: argparse.Namespace) -> 
 
 
 def _beside(case: str, peer: Peer, x: Tensor, line: Line, repeats: int) -> Line:
-    given = denormalise(x).to(x.dtype) if case == "vae_decode" else x
-    call = peer.decode if case == "vae_decode" else peer.encode
-    seconds, ours = median_seconds(lambda: call(given), x.device, repeats), line["seconds"]
+    seconds = median_seconds(partial(_theirs, case, peer, x), x.device, repeats)
+    ours = line["seconds"]
     assert isinstance(ours, float), "our own line has its seconds"
     about: Line = {"peer": peer.name, "peer_version": peer.version, "attention": "PyTorch SDPA"}
     return about | {"peer_seconds": seconds, "ratio_to_peer": ours / seconds}
 
 
-def _errors(vae: WanVae, exact: WanVae) -> Iterator[tuple[str, Line]]:
-    device, dtype = vae.conv1.weight.device, vae.conv1.weight.dtype
-    for case in CASES:
-        x = example(case, CHECKED, device, dtype)
-        work = "decode" if case == "vae_decode" else "encode"
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            expected = getattr(exact, work)(x.float())
-        line: Line = {}
-        for name, vae.plain_layers in (("plain_relative_error", True), ("relative_error", False)):
-            result = getattr(vae, work)(x)
-            line[name] = float((result - expected).norm() / expected.norm())
-        yield case, line
+def _theirs(case: str, peer: Peer, x: Tensor) -> Tensor:
+    """What a peer makes of our input: its latents are raw."""
+    return peer.decode(denormalise(x).to(x.dtype)) if case == "vae_decode" else peer.encode(x)
+
+
+def _errors(
+    case: str, vae: WanVae, exact: WanVae, peers: Sequence[Peer]
+) -> tuple[Line, dict[str, float]]:
+    """Ours by fast and plain layers, and of each peer, to `exact` in float32."""
+    x = example(case, CHECKED, vae.conv1.weight.device, vae.conv1.weight.dtype)
+    work = "decode" if case == "vae_decode" else "encode"
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        expected = getattr(exact, work)(x.float())
+    line: Line = {}
+    for name, vae.plain_layers in (("plain_relative_error", True), ("relative_error", False)):
+        line[name] = relative_error(getattr(vae, work)(x), expected)
+    if case != "vae_decode":
+        raw = denormalise(expected)
+        return line, {peer.name: relative_error(_theirs(case, peer, x), raw) for peer in peers}
+    # Pixels: some peers leave it to whoever calls them to cut them to their range.
+    made = {peer.name: _theirs(case, peer, x).clamp(-1, 1) for peer in peers}
+    return line, {name: relative_error(pixels, expected) for name, pixels in made.items()}
 
 
 def example(case: str, size: VideoSize, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -137,7 +141,7 @@ def random_vae(config: VaeConfig) -> WanVae:
     return vae
 
 
-def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+def bytes_beside(work: Callable[[], object], device: torch.device) -> int:
     """The most that `work` allocates beside what there is; 0 where nobody counts."""
     if device.type != "cuda":
         return 0
@@ -147,57 +151,6 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     work()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
-
-
-def open_peer(
-    name: str,
-    weights: dict[str, Tensor],
-    config: VaeConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Peer:
-    """`diffusers`, or `comfyui=PATH` of a checkout whose packages are installed."""
-    if name == "diffusers":
-        import diffusers
-
-        base = {"base_dim": config.encoder_dim, "decoder_base_dim": config.decoder_dim}
-        theirs = diffusers.AutoencoderKLWan(**base).requires_grad_(False)
-        theirs.load_state_dict({vae_to_diffusers(k): v for k, v in weights.items()})
-        theirs = theirs.to(device, dtype).eval()
-        return Peer(
-            name,
-            version("diffusers"),
-            lambda x: theirs.encode(x).latent_dist.mean,
-            lambda raw: theirs.decode(raw).sample,
-        )
-    kind, _, path = name.partition("=")
-    if kind != "comfyui" or not path:
-        raise SystemExit(f"--peer {name} is unknown; use comfyui=PATH or diffusers")
-    theirs = comfyui_vae(Path(path), config, device).to(device, dtype)
-    theirs.load_state_dict(weights)
-    return Peer(kind, comfyui_version(Path(path)), theirs.encode, theirs.decode)
-
-
-def comfyui_vae(path: Path, config: VaeConfig, device: torch.device) -> nn.Module:
-    """ComfyUI's own module, as its loader builds it."""
-    sys.path.insert(0, str(path))
-    arguments = sys.argv
-    sys.argv = [arguments[0], *(["--cpu"] if device.type == "cpu" else [])]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import comfy.ldm.wan.vae as peer
-
-    sys.argv = arguments
-    shape = {"dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": []}
-    shape |= {"temperal_downsample": [False, True, True], "dropout": 0.0}
-    return peer.WanVAE(dim=config.encoder_dim, z_dim=config.z_dim, **shape).requires_grad_(False)
-
-
-def comfyui_version(path: Path) -> str:
-    file = path / "comfyui_version.py"
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    return text.partition('__version__ = "')[2].partition('"')[0] or "unknown"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from benchmarks.memory import TINY
 from benchmarks.random_models import as_checkpoint, quantised, random_inputs, random_weights
 from lightx2v_core.assemble import load_transformer
 from lightx2v_core.datatypes import VideoSize
-from lightx2v_core.errors import CapabilityError, RequestError
+from lightx2v_core.errors import RequestError
 
 CPU = torch.device("cpu")
 TRY = ("--tiny", "--device", "cpu")
@@ -119,8 +119,6 @@ def test_the_diffusers_peer_computes_what_we_compute():
 
 
 def test_peers_that_cannot_run_are_refused_in_words(tmp_path):
-    with pytest.raises(CapabilityError, match="time it with its own script"):
-        peers.contenders(f"lightx2v={tmp_path}")
     with pytest.raises(RequestError, match="holds no ComfyUI"):
         peers.contenders(f"comfyui={tmp_path}")
     with pytest.raises(RequestError, match="peer 'sora' is unknown"):
