@@ -20,11 +20,12 @@ from lightx2v_core.pipeline import GenerateRequest, Pipeline
 from lightx2v_core.presets import DEMO_FOLDER
 
 from .captions import plain_prompt, stories
+from .family import add_world, world_of
 from .files import STUDENTS, TEXT, VAE
 from .judge import faithful_share, judge
 from .sheets import save_sheet
 from .world import make_scene, render, sample_scenes
-from .worlds import PLAIN, WORLDS, World
+from .worlds import World
 
 SEED = 70_002
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.quick", description=__doc__)
     parser.add_argument("--folder", type=Path, default=DEMO_FOLDER, help="where the demo files are")
     parser.add_argument("--clips", type=int, default=8, help="for each task")
-    parser.add_argument("--world", choices=WORLDS, default=PLAIN.name, help="of the prompts")
+    add_world(parser)
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--sheet", type=Path, default=Path("out/quick.png"))
@@ -43,10 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         save_start_picture(options.start_picture, options.side)
         return
     options.sheet.parent.mkdir(parents=True, exist_ok=True)
+    world = world_of(options.folder, options.world)
     rows: dict[str, Tensor] = {}
     for task in STUDENTS:
         size = VideoSize(options.side, options.side, options.frames)
-        rows |= look(options.folder, task, options.clips, size, WORLDS[options.world])
+        rows |= look(options.folder, task, options.clips, size, world)
     save_sheet(rows, options.sheet)
     print(f"see {options.sheet}")
 
