@@ -39,7 +39,7 @@ from .questions import (
     unseen_scenes,
     with_first_frames,
 )
-from .reporting import Made, report, summarise
+from .reporting import About, Made, report, summarise
 from .run import set_kernels
 from .samplers import Row, all_rows, load_denoisers, missing_files, one_step
 from .sheets import save_sheet
@@ -47,6 +47,7 @@ from .sizes import DEMO, SMOKE, Sizes
 from .text import TextStates, read_encoder
 from .verdicts import write_verdicts
 from .vocabulary import CaptionRows
+from .worlds import Split, World
 
 RENOISE_SEED = 70_006
 QUICK_PROMPTS = 48
@@ -85,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = options.seeds or (1 if options.quick else 3)
     options.out.mkdir(parents=True, exist_ok=True)
     bench = prepare(options, device, (prompts, seeds))
+    about = About(device_name(bench.context), words_for(prompts, world, options.split), seeds)
     print_estimate(bench, rows)
     results: list[tuple[Row, Made]] = []
     strips: dict[str, Tensor] = {}
@@ -94,9 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         strips |= {f"{row.task} {row.name} ({i})": clip for i, clip in enumerate(clips)}
         # After every row, so that a run which is cut off leaves what it had.
         lines = summarise(results, bench.real)
-        report(options.out, device_name(bench.context), seeds, lines, bench.real.floors)
+        report(options.out, about, lines, bench.real.floors)
         if options.misuse and len(results) > 1:
-            write_verdicts(options.out, device_name(bench.context), results, bench.real)
+            write_verdicts(options.out, about.device, results, bench.real)
         release_memory(device)
     save_sheet(strips, options.out / "sheet.png")
     print((options.out / "table.md").read_text("utf-8"))
@@ -293,6 +295,12 @@ def print_estimate(bench: Bench, rows: list[Row]) -> None:
         f"about {total / 60:.1f} minutes",
         flush=True,
     )
+
+
+def words_for(prompts: int, world: World, split: Split | None) -> str:
+    """Such as "500 held-out prompts of the wide world"."""
+    kind = {"train": "", "held-out": "held-out ", "all": "seen and held-out "}
+    return f"{prompts} {kind[split or world.exam_split]}prompts of the {world.name} world"
 
 
 def device_name(context: Context) -> str:

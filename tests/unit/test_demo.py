@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +41,7 @@ from training.family import read_metrics, world_of
 from training.judge import faithful_share, judge
 from training.world import Scenes, render, sample_scenes
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 METRICS, WORLD = read_metrics(DEMO_FOLDER), world_of(DEMO_FOLDER)
 
@@ -219,11 +223,27 @@ def test_one_step_is_blurrier_than_the_four_it_was_trained_for(told):
     assert one < 0.8 * four
 
 
-def test_the_start_picture_is_one_of_the_demos_world():
+def test_the_start_picture_shows_objects_in_colour_on_a_neutral_background():
     picture = read_image(DEMO_FOLDER / "start.png")
 
+    colourful = picture.amax(dim=0) - picture.amin(dim=0) > 0.5
     assert picture.shape == (3, 128, 128)
-    assert float(picture[0].max()) > 0.5 > float(picture[2].max())
+    assert 0.02 < float(colourful.float().mean()) < 0.3
+    assert not (colourful[0].any() or colourful[-1].any())
+
+
+def test_what_make_demo_and_the_templates_ask_is_of_the_world_that_the_family_knows():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    asked = re.findall(r"^(?:DEMO|START)_PROMPT = (.+)$", makefile, re.MULTILINE)
+    for path in sorted((ROOT / "workflows").glob("*_demo.json")):
+        nodes = json.loads(path.read_text("utf-8"))["nodes"]
+        texts = [n["widgets_values"][0] for n in nodes if n["type"] == "CLIPTextEncode"]
+        asked += [text for text in texts if text]
+
+    scenes = sample_scenes(400, Generator().manual_seed(9), WORLD)
+    known = {word for story in stories(scenes) for word in plain_prompt(story).split()}
+    assert len(asked) >= 5
+    assert [prompt for prompt in asked if not set(prompt.split()) <= known] == []
 
 
 def test_the_card_quotes_the_measured_scores():
