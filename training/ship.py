@@ -20,8 +20,8 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import chdir
+from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -322,7 +322,7 @@ def make_videos(source: Path, target: Path) -> None:
     prompts = {"t2v": variables["DEMO_PROMPT"], "i2v": variables["START_PROMPT"]}
     teachers = {task: find_teacher(source.resolve(), task) for task in prompts}
     target, rows = target.resolve(), []
-    with tempfile.TemporaryDirectory() as place, chdir(place):
+    with tempfile.TemporaryDirectory() as place, chdir(place), one_thread():
         for key in ("vae", "text"):
             shutil.copyfile(target / DEMO_FILES[key], DEMO_FILES[key])
         for task, prompt in prompts.items():
@@ -332,6 +332,17 @@ def make_videos(source: Path, target: Path) -> None:
             film(task, prompt, target / DEMO_FILES[task], made)
             rows.append((prompt, read_video(made)))
     contact_sheet(rows, target / "contact_sheet.png")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Threads that share a small product wait for each other, beside other programs for minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def find_teacher(folder: Path, task: str) -> Path:
