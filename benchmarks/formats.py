@@ -38,12 +38,13 @@ from lightx2v_core.quant.linear import DequantisedLinear
 from lightx2v_core.sampling.loop import make_noise, sample
 from lightx2v_core.wan.model import WanModel
 from training.captions import plain_prompt, stories
+from training.family import add_world, world_of
 from training.files import plain_file
 from training.intervals import paired_interval
 from training.judge import judge
 from training.measures import clip_scores
 from training.questions import unseen_scenes
-from training.worlds import PLAIN, WORLDS, World
+from training.worlds import World
 
 from .format_files import SOURCE, Form, forms
 from .lines import commit
@@ -64,7 +65,7 @@ class Exam:
     folder: Path
     prompts: int
     source: Path  # in 16 bits
-    world: World = PLAIN
+    world: World
     probe_BCTHW: Tensor = field(init=False)
     known: dict[str, Tensor] = field(default_factory=dict)
 
@@ -72,7 +73,7 @@ class Exam:
         info = detect(open_checkpoint(self.source))
         preset = preset_for(info)
         self.plan, self.shape = make_plan(preset), preset.size.latent_shape()
-        self.scenes = unseen_scenes(max(self.prompts, DRAWN), self.world)
+        self.scenes = unseen_scenes(max(self.prompts, DRAWN), self.world, self.world.exam_split)
         self.vae = load_vae(self.folder / DEMO_FILES["vae"])
         encoder = load_text_encoder(self.folder / DEMO_FILES["text"], dtype=torch.float32)
         texts = [plain_prompt(story) for story in stories(self.scenes[: max(self.prompts, 1)])]
@@ -129,7 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="lightx2v-") as folder:
         shipped = options.source or options.folder / DEMO_FILES["t2v"]
         plain = plain_file(shipped, Path(folder))
-        exam = Exam(options.folder, options.prompts, plain, WORLDS[options.world])
+        world = world_of(options.folder, options.world)
+        exam = Exam(options.folder, options.prompts, plain, world)
         reference = refer(exam, Path(folder))
         for number, name in enumerate(chosen, start=1):
             started = time.perf_counter()
@@ -152,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--folder", type=Path, default=DEMO_FOLDER, help="the demo family")
     parser.add_argument("--source", type=Path, metavar="FILE", help="in place of its demo_t2v")
-    parser.add_argument("--world", choices=WORLDS, default=PLAIN.name, help="of the prompts")
+    add_world(parser)
     parser.add_argument("--schemes", nargs="+", metavar="FORMAT", help="these rows alone")
     parser.add_argument("--ggml", type=Path, metavar="libggml-base.so", help="for K and IQ types")
     parser.add_argument("--threads", type=int, default=1)

@@ -31,6 +31,7 @@ from lightx2v_core.presets import DEMO_FILES, DEMO_FOLDER, make_plan, preset_for
 from lightx2v_core.quant.quantise import KEEP
 from lightx2v_core.sampling.loop import make_noise, sample
 from training.captions import plain_prompt, stories
+from training.family import world_of
 from training.files import plain_file
 from training.intervals import mean_interval, paired_interval
 from training.judge import judge
@@ -122,7 +123,8 @@ class Exam:
     def __init__(self, folder: Path, prompts: int, device: torch.device) -> None:
         preset = preset_for(detect(open_checkpoint(folder / DEMO_FILES["t2v"])))
         self.plan, self.shape = make_plan(preset), preset.size.latent_shape()
-        self.device, scenes = device, unseen_scenes(prompts)
+        self.device, self.world = device, world_of(folder)
+        scenes = unseen_scenes(prompts, self.world, self.world.exam_split)
         self.scenes = scenes.to(device)
         self.vae = load_vae(folder / DEMO_FILES["vae"]).to(device)
         encoder = load_text_encoder(folder / DEMO_FILES["text"], dtype=torch.float32)
@@ -152,7 +154,7 @@ class Exam:
 
             rng = Generator().manual_seed(SEED)
             latent = sample(denoise, self.noise_PCTHW[part], self.plan, rng)
-            verdict = judge(self.vae.decode(latent), self.scenes[part])
+            verdict = judge(self.vae.decode(latent), self.scenes[part], self.world)
             scores.append(clip_scores(verdict)["all"])
         return torch.cat(scores)[:, None]
 

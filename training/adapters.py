@@ -18,6 +18,7 @@ TARGETS = (
     "ffn.0",
     "ffn.2",
 )
+CLIP_TARGETS = ("cross_attn.k_img", "cross_attn.v_img")  # of models with a CLIP branch
 
 
 class Adapters(nn.Module):
@@ -71,8 +72,9 @@ def detach(model: WanModel) -> None:
 
 def linears_of(model: WanModel) -> Iterable[tuple[str, nn.Linear]]:
     """The linears that LoRA training touches, in the order of the blocks."""
+    targets = (*TARGETS, *(CLIP_TARGETS if model.config.clip_tokens else ()))
     for index, block in enumerate(model.blocks):
-        for target in TARGETS:
+        for target in targets:
             linear = block.get_submodule(target)
             assert isinstance(linear, nn.Linear), f"{target} is quantised"
             yield f"blocks.{index}.{target}", linear

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -38,6 +38,7 @@ class Context:
     device: torch.device
     seed: int  # of first weights, and of the draws of a process that trains alone
     journal: Journal
+    _: KW_ONLY
     rank: int = 0  # among the processes that train one model
     world: World = PLAIN
     cfg: float = 3.0  # guidance of the teacher

@@ -4,7 +4,8 @@
 # them. What is worth keeping is in WORK/all at the end.
 #   VAE_GPUS=0,1 T2V_GPUS=0,1 I2V_GPUS=2   several GPUs train one model together
 #   WORLD=wide                              what the clips show
-#   KEEP=DIR                                its VAE and text encoder instead of new ones
+#   KEEP=DIR                                its VAE and text encoder instead of new ones; teachers
+#                                           that lie there too are where the new ones begin
 #   START=DIR                               its VAE is where the new one begins
 set -u
 work=$1 part=${2:-all}
@@ -32,6 +33,7 @@ mkdir -p "$work/base" "$work/all"
 
 if [ -n "${KEEP:-}" ]; then
     cp "$KEEP/demo_vae.safetensors" "$KEEP/demo_umt5.safetensors" "$work/base"
+    for teacher in "$KEEP"/teacher_*.safetensors; do [ ! -f "$teacher" ] || cp "$teacher" "$work/base"; done
 elif [ "$part" != models ]; then
     run "$second" text text:"${TEXT_MINUTES:-0.8}" &
     run "$vae" vae ${START:+--from "$START"} vae:"${VAE_MINUTES:-7.5}" &

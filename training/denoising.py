@@ -40,13 +40,13 @@ def run_one_block(
     x: Tensor,
     modulation: Tensor,
     text: Tensor,
-    cos: Tensor,
-    sin: Tensor,
+    clip: Tensor | None,
+    rotary: tuple[Tensor, Tensor],
     bias: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
     """A block with everything it needs as tensors, so that one compilation serves all blocks."""
-    inputs = BlockInputs(modulation, text, None, (cos, sin), biased_attention(bias), dtype)
+    inputs = BlockInputs(modulation, text, clip, rotary, biased_attention(bias), dtype)
     return block(x, inputs)
 
 
@@ -68,17 +68,23 @@ class Denoiser:
         self._run_one = again if checkpoints else run_one
 
     def __call__(
-        self, x_BCTHW: Tensor, sigma_B: Tensor, text: TextStates, image_BCTHW: Tensor | None
+        self,
+        x_BCTHW: Tensor,
+        sigma_B: Tensor,
+        text: TextStates,
+        image_BCTHW: Tensor | None,
+        clip_BSE: Tensor | None = None,
     ) -> Tensor:
-        grid = x_BCTHW[0, 0].numel() // 4
-        assert grid != text.bias_BS.shape[1], "video and text must differ in length"
+        others = {x_BCTHW[0, 0].numel() // 4, 0 if clip_BSE is None else clip_BSE.shape[1]}
+        assert text.bias_BS.shape[1] not in others, "attention knows its keys by their number"
         entry = x_BCTHW if image_BCTHW is None else torch.cat((x_BCTHW, image_BCTHW), dim=1)
 
         def run_block(_index: int, block: WanBlock, x: Tensor, inputs: BlockInputs) -> Tensor:
-            parts = (inputs.modulation_B6E, inputs.text_BSE, *inputs.rotary)
+            parts = (inputs.modulation_B6E, inputs.text_BSE, inputs.clip_BSE, inputs.rotary)
             return self._run_one(block, x, *parts, text.bias_BS, inputs.dtype)
 
-        return self.model(entry, 1000.0 * sigma_B, text.states_BSE, run_block=run_block)
+        timestep_B = 1000.0 * sigma_B
+        return self.model(entry, timestep_B, text.states_BSE, clip_BSE, run_block=run_block)
 
     def guided(
         self,

@@ -43,6 +43,7 @@ class Question:
     noise_BCTHW: Tensor
     text: TextStates
     image_BCTHW: Tensor | None
+    clip_BSE: Tensor | None = None  # picture features for whoever makes the `Scores`
 
 
 def roll_out(

@@ -14,6 +14,7 @@ from lightx2v_core.datatypes import VideoSize
 from .context import Context
 from .denoising import STUDENT_SIGMAS, Denoiser, path_sigmas
 from .exam import load_judges, make_exam, note_scores, show_clips, sit_exam
+from .family import METRICS
 from .files import STUDENTS, TEACHERS, TEXT, VAE, find, read_transformer
 from .progress import Clock
 from .sheets import save_sheet
@@ -39,8 +40,8 @@ def package(context: Context, minutes: float) -> None:
     if rows:
         save_sheet(rows, context.out / "sheet.png")
     context.scores["bytes"] = {**sizes, "all": sum(sizes.values()), "limit": LIMIT_BYTES}
-    text = json.dumps(context.scores, indent=1)
-    (context.out / "metrics.json").write_text(text + "\n", "utf-8")
+    text = json.dumps({"world": context.world.name, **context.scores}, indent=1)
+    (context.out / METRICS).write_text(text + "\n", "utf-8")
     context.journal.note("package", bytes=sum(sizes.values()), limit=LIMIT_BYTES)
 
 

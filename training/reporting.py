@@ -19,12 +19,22 @@ from .questions import RealClips
 from .samplers import Row
 
 NOTES = """
-On {device}; noises of each prompt: {seeds}, the same for every sampler. Attributes in percent.
+On {device}; {asked}; noises of each prompt: {seeds}, the same for every sampler. Attributes in
+percent.
 Intervals resample prompts; differences are paired. Fréchet: squared distance of Gaussians on judge
 features, in deviations of rendered clips (floor: {floor}); comparable between rows of equally many
 clips. Diversity: mean distance between seeds of a prompt in {free}, 1 being two renders of its
 caption; a given first frame leaves little of that open. x first: against the first row of the task
 on the same prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What holds for all rows."""
+
+    device: str
+    asked: str  # how many prompts of which world
+    seeds: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,16 +138,14 @@ def _ratio(value: float, reference: float) -> float:
     return value / reference if reference else math.nan
 
 
-def report(
-    folder: Path, device: str, seeds: int, lines: Sequence[Line], floors: Mapping[str, float]
-) -> None:
+def report(folder: Path, about: About, lines: Sequence[Line], floors: Mapping[str, float]) -> None:
     """table.md, table.json, scores.png and bars.png."""
     rows = [asdict(line) for line in lines]
-    content = {"device": device, "seeds": seeds, "frechet_floors": dict(floors), "rows": rows}
+    content = {**asdict(about), "frechet_floors": dict(floors), "rows": rows}
     # JSON has no NaN.
     text = json.dumps(_without_nan(content), indent=1, allow_nan=False)
     (folder / "table.json").write_text(text + "\n", "utf-8")
-    (folder / "table.md").write_text(as_markdown(device, seeds, lines, floors), "utf-8")
+    (folder / "table.md").write_text(as_markdown(about, lines, floors), "utf-8")
     points = [
         Point(f"{line.task} {line.name}", line.milliseconds_a_clip, line.score) for line in lines
     ]
@@ -155,7 +163,7 @@ def _without_nan(value: object) -> object:
     return value
 
 
-def as_markdown(device: str, seeds: int, lines: Sequence[Line], floors: Mapping[str, float]) -> str:
+def as_markdown(about: About, lines: Sequence[Line], floors: Mapping[str, float]) -> str:
     names = list(dict.fromkeys(name for line in lines for name in line.attributes))
     head = [
         "sampler",
@@ -171,7 +179,7 @@ def as_markdown(device: str, seeds: int, lines: Sequence[Line], floors: Mapping[
     table = [head, ["---"] * len(head), *(_cells(line, names) for line in lines)]
     rows = ["| " + " | ".join(cells) + " |" for cells in table]
     floor = ", ".join(f"{value:.2f} {name}" for name, value in floors.items())
-    notes = NOTES.format(device=device, seeds=seeds, free=", ".join(FREE), floor=floor)
+    notes = NOTES.format(**asdict(about), free=", ".join(FREE), floor=floor)
     return "\n".join(rows) + "\n" + notes + "\n"
 
 

@@ -19,6 +19,7 @@ from .bank import fill_bank
 from .context import Context
 from .distill import train_dmd
 from .dmd import ROLLOUTS
+from .family import world_of
 from .lora_student import train_lora
 from .package import package
 from .progress import Journal, release_memory
@@ -28,7 +29,7 @@ from .refine import train_distill_lora, train_experts
 from .sizes import DEMO, SMOKE
 from .student import train_student
 from .teacher import train_i2v, train_t2v
-from .worlds import PLAIN, WORLDS
+from .worlds import WORLDS
 
 Stage = Callable[[Context, float], None]
 STAGES: dict[str, Stage] = {
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=options.seed,
         journal=Journal(options.out),
         rank=rank,
-        world=WORLDS[options.world],
+        world=world_of(named=options.world),
         cfg=options.cfg,
         rollout=options.rollout,
         lr=options.lr,
@@ -86,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and reports")
     parser.add_argument("--from", dest="source", type=Path, help="folder with earlier files")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--world", choices=WORLDS, default=PLAIN.name)
+    parser.add_argument("--world", choices=WORLDS, help="else that of the shipped family")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to try every stage")
     parser.add_argument("--cfg", type=float, default=3.0, help="guidance of the teacher's paths")
     parser.add_argument("--rollout", choices=ROLLOUTS, default="euler", help="of the dmd stages")

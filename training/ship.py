@@ -3,12 +3,13 @@
     python -m training.ship --from DIR               files into lightx2v_core/demo
     python -m training.ship --from DIR --videos      and the stored videos of the bases
     python -m training.ship --from DIR --judge 48    and what the judge says of the 8-bit forms
+    python -m training.ship --from DIR --table FILE  and the samplers of a table.json into the card
 
 DIR holds teacher_t2v, demo_t2v, demo_i2v, demo_distill_lora, demo_high_noise_lora,
 demo_low_noise_lora, demo_vae and demo_umt5. Transformers and text encoder go through the product's
 own `quantize`; LoRAs and VAE keep their numbers. Every file is loaded by the product before the
 old ones are replaced; all together may have LIMIT_BYTES. Sizes go to metrics.json beside them,
-with the scores that the stage `package` left in DIR, and as tables into the card.
+with the scores and the world that the stage `package` left in DIR, and as tables into the card.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import chdir
+from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,11 +39,13 @@ from lightx2v_core.presets import DEMO_FILES, DEMO_FOLDER, preset_for
 from lightx2v_core.quant.quantise import WRITTEN
 from lightx2v_core.text.tokenizer import SPIECE_MODEL
 
+from .card import table_of_scores, tables_of_samplers, write_card
+from .family import METRICS, read_metrics, world_of
 from .files import FAMILIES, TEACHERS, TITLES
 from .forms import judge_forms, table_of_forms
 from .package import LIMIT_BYTES
 from .samplers import DISTILL_LORA
-from .worlds import PLAIN, WORLDS
+from .worlds import WORLDS
 
 BASE = "demo-base"  # the release of an undistilled model
 PLAIN_FORM = "fp16"  # in place of a scheme: as it is
@@ -130,7 +133,10 @@ PARTS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     sources = find_all(options.source, options.lora)
-    read_scores(options)
+    metrics = read_scores(options)
+    tables = {"scores": table_of_scores(metrics)}
+    if options.table:
+        tables |= tables_of_samplers(options.table)
     if options.videos:
         find_teacher(options.source, "i2v")
     options.to.mkdir(parents=True, exist_ok=True)
@@ -144,13 +150,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         is_new = not all(is_same(folder / name, options.to / name) for name in sizes)
         for name in sizes:
             (folder / name).replace(options.to / name)
-    write_metrics(options, sizes, [] if is_new else None)
-    write_card(options.to, "files", table_of_files(options.to, sizes))
+    write_metrics(options.to, metrics, sizes, [] if is_new else None)
+    tables = {"files": table_of_files(options.to, sizes), **tables}
+    for name, table in tables.items():
+        write_card(options.to, name, table)
     if options.videos:
         make_videos(options.source, options.to)
     if options.judge:
-        lines = judge_parts(options, sources)
-        write_metrics(options, sizes, lines)
+        lines = judge_parts(options, sources, metrics["world"])
+        write_metrics(options.to, metrics, sizes, lines)
         write_card(options.to, "forms", table_of_forms(lines))
     elif is_new:
         write_card(options.to, "forms", "Not judged yet: add `--judge 48` to the command.")
@@ -160,13 +168,13 @@ def is_same(path: Path, other: Path) -> bool:
     return other.is_file() and path.read_bytes() == other.read_bytes()
 
 
-def judge_parts(options: argparse.Namespace, sources: dict[str, Path]) -> list[dict]:
+def judge_parts(options: argparse.Namespace, sources: dict[str, Path], world: str) -> list[dict]:
     """What was shipped beside what it was made from, wherever that came from."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for key, source in sources.items():
             (folder / PARTS[key].names[0]).symlink_to(source.resolve())
-        words = ["--world", options.world, *(["--smoke"] if options.smoke else [])]
+        words = ["--world", world, *(["--smoke"] if options.smoke else [])]
         device = torch.device(options.device)
         return judge_forms(folder, options.to, options.judge, device, words)
 
@@ -183,7 +191,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--scheme", choices=forms, default="int8", help="of the transformers")
     add("--text-scheme", choices=forms, default="int8", help="of the text encoder")
     add("--lora", type=Path, help="another distillation LoRA than that in the folder")
-    add("--world", choices=WORLDS, default=PLAIN.name, help="that it was trained on")
+    add("--world", choices=WORLDS, help="that it was trained on, where its metrics.json is silent")
+    add("--table", type=Path, metavar="FILE", help="table.json of training.table, for the card")
     add("--videos", action="store_true", help="what the bases make of `make demo`'s prompts")
     add("--judge", type=int, metavar="PROMPTS", help="compare shipped forms and source by them")
     add("--device", default="cpu", help="of the judge's clips")
@@ -265,30 +274,30 @@ def check_sizes(sizes: dict[str, int]) -> None:
 
 
 def write_metrics(
-    options: argparse.Namespace, sizes: dict[str, int], forms: list[dict] | None = None
+    to: Path, metrics: dict, sizes: dict[str, int], forms: list[dict] | None = None
 ) -> None:
-    """Scores from the trained folder or else as they were, sizes, and the lines of the judge: new
-    ones, none for files that he has not seen, or None where they are those of the last time."""
-    path, metrics = options.to / "metrics.json", read_scores(options)
-    old = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    """Scores, sizes, and the lines of the judge: new ones, none for files that he has not seen,
+    or None where they are those of the last time."""
     total = {"all": sum(sizes.values()), "limit": LIMIT_BYTES}
-    metrics |= {"world": options.world, "bytes": {**sizes, **total}}
-    metrics["forms"] = old.get("forms", []) if forms is None else forms
-    path.write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
+    said = {**metrics, "bytes": {**sizes, **total}}
+    said["forms"] = read_metrics(to).get("forms", []) if forms is None else forms
+    (to / METRICS).write_text(json.dumps(said, indent=1) + "\n", "utf-8")
 
 
 def read_scores(options: argparse.Namespace) -> dict:
-    """Of the trained folder, or those of the last time where the world is the same."""
-    theirs, ours = options.source / "metrics.json", options.to / "metrics.json"
-    if theirs.is_file():
-        return json.loads(theirs.read_text("utf-8"))
-    old = json.loads(ours.read_text("utf-8")) if ours.is_file() else {}
-    if (world := old.get("world", PLAIN.name)) != options.world:
+    """Of the trained folder, or those of the last time; with the world that both are of."""
+    theirs, ours = read_metrics(options.source), read_metrics(options.to)
+    metrics = theirs or ours
+    if not metrics:
         raise SystemExit(
-            f"{options.source} lacks metrics.json with the scores that the stage `package` gives, "
-            f"and those of {ours} are of the {world} world; nothing was changed"
+            f"{options.source} lacks {METRICS} with the scores that the stage `package` gives; "
+            "nothing was changed"
         )
-    return old
+    world = world_of(options.source if theirs else options.to, options.world).name
+    if (told := metrics.get("world", world)) != world:
+        whose = options.source if theirs else f"{options.source} lacks {METRICS}, and {options.to}"
+        raise SystemExit(f"{whose} is of the {told} world, not the {world}; nothing was changed")
+    return {**metrics, "world": world}
 
 
 def table_of_files(folder: Path, sizes: dict[str, int]) -> str:
@@ -305,19 +314,6 @@ def is_weight(name: str) -> bool:
     return name != SPIECE_MODEL and not name.endswith(("weight_scale", "scale_weight"))
 
 
-def write_card(folder: Path, name: str, table: str) -> None:
-    """Print `table`, and put it into the card between the comments that name it."""
-    print(table)
-    card = folder / "README.md"
-    text = card.read_text("utf-8") if card.is_file() else ""
-    start, end = f"<!-- {name}: training.ship -->\n", f"<!-- end of {name} -->"
-    before, found, rest = text.partition(start)
-    if found:
-        _, found, after = rest.partition(end)
-        assert found, f"{card} lacks the comment that ends {name}"
-        card.write_text(f"{before}{start}\n{table}\n\n{end}{after}", "utf-8")
-
-
 def make_videos(source: Path, target: Path) -> None:
     """What the undistilled models make of `make demo`'s prompts and noise by their preset, as
     base_t2v.mp4 and base_i2v.mp4, and what the shipped ones make of them as contact_sheet.png."""
@@ -326,7 +322,7 @@ def make_videos(source: Path, target: Path) -> None:
     prompts = {"t2v": variables["DEMO_PROMPT"], "i2v": variables["START_PROMPT"]}
     teachers = {task: find_teacher(source.resolve(), task) for task in prompts}
     target, rows = target.resolve(), []
-    with tempfile.TemporaryDirectory() as place, chdir(place):
+    with tempfile.TemporaryDirectory() as place, chdir(place), one_thread():
         for key in ("vae", "text"):
             shutil.copyfile(target / DEMO_FILES[key], DEMO_FILES[key])
         for task, prompt in prompts.items():
@@ -336,6 +332,17 @@ def make_videos(source: Path, target: Path) -> None:
             film(task, prompt, target / DEMO_FILES[task], made)
             rows.append((prompt, read_video(made)))
     contact_sheet(rows, target / "contact_sheet.png")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Threads that share a small product wait for each other, beside other programs for minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def find_teacher(folder: Path, task: str) -> Path:

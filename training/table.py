@@ -25,6 +25,7 @@ from lightx2v_core.wan.vae import WanVae
 
 from .context import Context
 from .denoising import Denoiser, follow_plan
+from .family import add_world, world_of
 from .files import TEXT, VAE, find, read_vae, read_weights
 from .judge import judge
 from .measures import clip_features, clip_scores, first_frame_psnr
@@ -38,7 +39,7 @@ from .questions import (
     unseen_scenes,
     with_first_frames,
 )
-from .reporting import Made, report, summarise
+from .reporting import About, Made, report, summarise
 from .run import set_kernels
 from .samplers import Row, all_rows, load_denoisers, missing_files, one_step
 from .sheets import save_sheet
@@ -46,7 +47,7 @@ from .sizes import DEMO, SMOKE, Sizes
 from .text import TextStates, read_encoder
 from .verdicts import write_verdicts
 from .vocabulary import CaptionRows
-from .worlds import PLAIN, SPLITS, WORLDS
+from .worlds import Split, World
 
 RENOISE_SEED = 70_006
 QUICK_PROMPTS = 48
@@ -71,8 +72,10 @@ class Bench:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser()
     options = parser.parse_args(arguments)
-    if options.split != "train" and not WORLDS[options.world].holds_out:
-        parser.error(f"--split {options.split}: the {options.world} world holds nothing out")
+    rows = list(available_rows(options))
+    world = world_of(options.folder, options.world)
+    if options.split not in (None, "train") and not world.holds_out:
+        parser.error(f"--split {options.split}: the {world.name} world holds nothing out")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.quick:
         device = torch.device("cpu")
@@ -81,9 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         set_kernels(device)
     prompts = options.prompts or (QUICK_PROMPTS if options.quick else 500)
     seeds = options.seeds or (1 if options.quick else 3)
-    rows = list(available_rows(options))
     options.out.mkdir(parents=True, exist_ok=True)
     bench = prepare(options, device, (prompts, seeds))
+    about = About(device_name(bench.context), words_for(prompts, world, options.split), seeds)
     print_estimate(bench, rows)
     results: list[tuple[Row, Made]] = []
     strips: dict[str, Tensor] = {}
@@ -93,9 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         strips |= {f"{row.task} {row.name} ({i})": clip for i, clip in enumerate(clips)}
         # After every row, so that a run which is cut off leaves what it had.
         lines = summarise(results, bench.real)
-        report(options.out, device_name(bench.context), seeds, lines, bench.real.floors)
+        report(options.out, about, lines, bench.real.floors)
         if options.misuse and len(results) > 1:
-            write_verdicts(options.out, device_name(bench.context), results, bench.real)
+            write_verdicts(options.out, about.device, results, bench.real)
         release_memory(device)
     save_sheet(strips, options.out / "sheet.png")
     print((options.out / "table.md").read_text("utf-8"))
@@ -121,8 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--frames", type=int, help="of clips that are not as trained")
     parser.add_argument("--compile", action="store_true", help="torch.compile the blocks")
     parser.add_argument("--batch", type=int, help="clips in the transformer together, all rows")
-    parser.add_argument("--world", choices=WORLDS, default=PLAIN.name, help="of the prompts")
-    parser.add_argument("--split", choices=SPLITS, default="train", help="of a world's captions")
+    add_world(parser, with_split=True)
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, as of training.run")
     return parser
 
@@ -165,14 +167,14 @@ def prepare(options: argparse.Namespace, device: torch.device, counts: tuple[int
         chunk=CPU_CHUNK if is_cpu else GPU_CHUNK,
         teacher_batch=options.batch or (CPU_BATCH if is_cpu else sizes.teacher_batch),
     )
-    world, journal = WORLDS[options.world], Journal(options.out)
-    context = Context(sizes, options.out, options.folder, device, 0, journal, world)
+    world, journal = world_of(options.folder, options.world), Journal(options.out)
+    context = Context(sizes, options.out, options.folder, device, 0, journal, world=world)
     context.workers = options.workers
     vae = read_vae(find(VAE, options.folder, DEMO_FOLDER)).to(device, context.dtype)
     text_path = find(TEXT, options.folder, DEMO_FOLDER)
     words = CaptionRows(read_weights(text_path)["spiece_model"].numpy().tobytes(), world)
     text = read_encoder(text_path).to(device).transformer
-    scenes = unseen_scenes(counts[0], world, options.split)
+    scenes = unseen_scenes(counts[0], world, options.split or world.exam_split)
     questions = {"t2v": ask(context, scenes, counts[1], words, text)}
     if "i2v" in options.tasks:
         questions["i2v"] = with_first_frames(context, questions["t2v"], vae)
@@ -293,6 +295,12 @@ def print_estimate(bench: Bench, rows: list[Row]) -> None:
         f"about {total / 60:.1f} minutes",
         flush=True,
     )
+
+
+def words_for(prompts: int, world: World, split: Split | None) -> str:
+    """Such as "500 held-out prompts of the wide world"."""
+    kind = {"train": "", "held-out": "held-out ", "all": "seen and held-out "}
+    return f"{prompts} {kind[split or world.exam_split]}prompts of the {world.name} world"
 
 
 def device_name(context: Context) -> str:

@@ -11,6 +11,7 @@ from lightx2v_core.wan.model import WanModel
 from tests.conftest import fill
 from training.autoencoder import new_vae
 from training.extract import main as extract_main
+from training.family import METRICS
 from training.files import STUDENTS, TEACHERS, VAE, save_weights
 from training.sizes import SMOKE
 from training.text import new_encoder, save_encoder
@@ -18,7 +19,7 @@ from training.vocabulary import CaptionRows, learn_pieces
 
 
 def write_family(folder: Path) -> Path:
-    """VAE, text encoder, bases, and students that differ in every tensor."""
+    """VAE, text encoder, bases, and students that differ in every tensor; of the plain world."""
     rows = CaptionRows(learn_pieces(seed=3, count=300))
     text = new_encoder(SMOKE, rows.model, rows.size, seed=1).transformer
     save_encoder(folder, text, rows.model)
@@ -29,6 +30,7 @@ def write_family(folder: Path) -> Path:
         rng = Generator().manual_seed(5)
         changed = {n: t + 0.02 * torch.randn(t.shape, generator=rng) for n, t in base.items()}
         save_weights(folder / STUDENTS[task], changed, task)
+    (folder / METRICS).write_text('{"world": "plain"}')
     return folder
 
 

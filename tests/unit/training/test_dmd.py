@@ -13,7 +13,6 @@ from tests.conftest import fill
 from training.adapters import Adapters, detach
 from training.denoising import STUDENT_SIGMAS, Denoiser, generate
 from training.dmd import Question, Scores, critic_loss, roll_out, student_loss
-from training.large import main
 from training.sizes import SMOKE
 from training.text import TextStates
 
@@ -133,14 +132,3 @@ def test_new_adapters_change_nothing_and_trained_ones_are_a_lora_file(tmp_path: 
     assert not torch.allclose(read, before, atol=1e-3)
     # The file is float16.
     torch.testing.assert_close(read, trained, atol=5e-3, rtol=5e-3)
-
-
-def test_two_lora_sets_on_one_base_learn_in_turns(tmp_path: Path) -> None:
-    small = ["--width", "32", "--height", "32", "--frames", "1", "--rank", "2"]
-
-    main(["--random", "tiny", "--out", str(tmp_path), "--critic-per-student", "1", *small])
-
-    lora = read_lora(tmp_path / "student_lora.safetensors")
-    journal = (tmp_path / "journal.jsonl").read_text("utf-8")
-    assert "fake update" in journal and "student update" in journal
-    assert lora is not None

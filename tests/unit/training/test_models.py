@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Generator, Tensor
 
@@ -8,6 +9,7 @@ from lightx2v_core.wan.vae import VaeConfig, WanVae
 from lightx2v_core.wan.vae_layers import Stream
 from tests.conftest import fill
 from training.autoencoder import crop_around, fold_statistics, new_vae
+from training.captions import plain_prompt, stories
 from training.denoising import STUDENT_SIGMAS, Denoiser
 from training.files import widen_input
 from training.sizes import SMOKE
@@ -15,6 +17,7 @@ from training.student import Paths, chord_loss
 from training.text import TextStates, encode_rows, new_encoder, official_tensors
 from training.vocabulary import CaptionRows, learn_pieces
 from training.world import render, sample_scenes
+from training.worlds import PLAIN, WIDE, World
 
 
 def small_vae() -> WanVae:
@@ -61,10 +64,13 @@ def test_a_crop_holds_the_object_of_its_clip() -> None:
     assert (saturation.flatten(1).amax(dim=1) > 0.5).all(), "no coloured pixel in some crop"
 
 
-def test_short_rows_with_a_bias_equal_the_padded_512_positions() -> None:
-    rows = CaptionRows(learn_pieces(seed=3, count=300))
+@pytest.mark.parametrize("world", [PLAIN, WIDE], ids=lambda world: world.name)
+def test_short_rows_with_a_bias_equal_the_padded_512_positions(world: World) -> None:
+    rows = CaptionRows(learn_pieces(seed=3, count=300, world=world), world)
     encoder = new_encoder(SMOKE, rows.model, rows.size, seed=1).requires_grad_(False)
-    prompts = ["a red circle moving right", "two words, and some more of them than before", ""]
+    scenes = sample_scenes(200, Generator().manual_seed(4), world)
+    longest = max(map(plain_prompt, stories(scenes)), key=len)
+    prompts = ["a red circle moving right", longest, ""]
     model = fill(WanModel(SMOKE.transformer(takes_image=False)))
     x = torch.randn(3, *SMOKE.latent_shape, generator=Generator().manual_seed(8))
     sigma = torch.tensor([1.0, 0.8333, 0.4])

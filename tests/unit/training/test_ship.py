@@ -14,6 +14,7 @@ from tests.unit.training.small_family import extracted, write_family
 from training import ship
 from training.ship import main
 
+SCORES = {"world": "wide", "t2v student, 4 steps": {"color": 99.4, "order": 91.2, "all": 97.0}}
 LORAS = ("demo_distill_lora", "demo_high_noise_lora", "demo_low_noise_lora")
 
 
@@ -22,7 +23,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_family(tmp_path_factory.mktemp("family"))
     for name in LORAS:
         extracted(folder, rank=4, dtype="bf16", name=f"{name}.safetensors")
-    (folder / "metrics.json").write_text('{"t2v student, 4 steps": {"all": 97.0}}')
+    (folder / "metrics.json").write_text(json.dumps(SCORES))
     return folder
 
 
@@ -43,7 +44,7 @@ def test_every_file_says_what_it_is_and_is_in_the_form_asked_for(
         "before\n<!-- files: training.ship -->\nold\n<!-- end of files -->\nafter\n"
     )
 
-    main(["--from", str(family), "--to", str(tmp_path), "--world", "wide"])
+    main(["--from", str(family), "--to", str(tmp_path)])
 
     assert told(tmp_path) == {
         "t2v": ("demo", "demo-4step", "int8-row", None),
@@ -59,17 +60,21 @@ def test_every_file_says_what_it_is_and_is_in_the_form_asked_for(
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     sizes = {name: (tmp_path / name).stat().st_size for name in DEMO_FILES.values()}
     assert metrics["bytes"] == {**sizes, "all": sum(sizes.values()), "limit": 30_000_000}
-    assert metrics["t2v student, 4 steps"] == {"all": 97.0}
+    assert metrics["t2v student, 4 steps"] == SCORES["t2v student, 4 steps"]
     assert (metrics["world"], metrics["forms"]) == ("wide", [])
-    table = capsys.readouterr().out.removesuffix(
-        "Not judged yet: add `--judge 48` to the command.\n"
-    )
+    table, scores = capsys.readouterr().out.split("| Sampler | ")
     assert re.search(
         r"words to video in 50 steps with CFG 3 \| 0\.\d+ M \| int8-row \| 0\.81 \|", table
     )
     assert (tmp_path / "README.md").read_text() == (
         f"before\n<!-- files: training.ship -->\n\n{table}\n<!-- end of files -->\nafter\n"
     )
+    assert scores.splitlines() == [
+        "colour | who is in front | first frame kept (PSNR) |",
+        "|---|---|---|---|",
+        "| **T2V shipped, 4 steps, no CFG** | **99** | **91** |  |",
+        "Not judged yet: add `--judge 48` to the command.",
+    ]
     assert {p.name for p in tmp_path.iterdir()} == {*sizes, "metrics.json", "README.md"}
 
 
@@ -103,8 +108,14 @@ def test_nothing_is_changed_when_a_part_is_missing_or_all_are_too_large(
     (there / "metrics.json").unlink()
     for name in ("teacher_t2v", "demo_low_noise_lora"):
         (there / f"{name}.safetensors").symlink_to(family / f"{name}.safetensors")
-    with pytest.raises(SystemExit, match=r"lacks metrics\.json .* are of the plain world"):
-        main(["--from", str(there), "--to", str(out), "--world", "wide"])
+    with pytest.raises(SystemExit, match=r"lacks metrics\.json with the scores"):
+        main(["--from", str(there), "--to", str(out)])
+    with pytest.raises(
+        SystemExit, match=r"lacks metrics\.json, .* of the plain world, not the wide"
+    ):
+        main(["--from", str(there), "--world", "wide"])
+    with pytest.raises(SystemExit, match=r"of the wide world, not the plain; nothing was changed"):
+        main(["--from", str(family), "--to", str(out), "--world", "plain"])
     assert not out.exists()
 
     monkeypatch.setattr(ship, "LIMIT_BYTES", 1_000_000)

@@ -152,11 +152,13 @@ def test_a_table_of_held_out_captions_asks_for_textures_and_order(
     rows = [row for row in all_rows(family, 3.0) if row.name == "distilled, 4 steps"]
     monkeypatch.setattr("training.table.all_rows", lambda *_: rows[:1])
     monkeypatch.setattr("training.table.QUICK_REAL_CLIPS", 16)
-    asked = ["--world", "wide", "--split", "held-out", "--prompts", "8"]
+    asked = ["--world", "wide", "--prompts", "8"]
 
     table_main(["--smoke", "--folder", str(family), "--out", str(tmp_path), *asked])
 
-    (row,) = json.loads((tmp_path / "table.json").read_text("utf-8"))["rows"]
+    table = json.loads((tmp_path / "table.json").read_text("utf-8"))
+    (row,) = table["rows"]
+    assert table["asked"] == "8 held-out prompts of the wide world"
     assert list(row["attributes"]) == ["color", "shape", "direction", "texture", "count", "order"]
 
 
