@@ -40,7 +40,7 @@ from .peers import comfy_vae, contenders
 from .random_files import I2V_14B, TINY
 from .random_parts import CLIP_H, TEXT_XXL, Family, write_parts
 
-WARM_FROM = 3  # the second video still page-locks what the first has shown to be used again
+WARM_FROM = 3  # by then nothing is read, page-locked or tuned for the first time
 PEER_HAS = "four forwards, VAE encode, VAE decode; no text encoder, no CLIP"
 WORDS = "a red fox runs over the hill and the sea shines at night while a small dog sleeps"
 FAMILY = Family(I2V_14B, TEXT_XXL, CLIP_H, VaeConfig())

@@ -220,7 +220,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def beside_resident(course: Course, options: argparse.Namespace) -> Iterator[Line]:
-    """Two resident videos warm up: the second page-locks what the first has shown to be used."""
+    """Two resident videos warm up."""
     *_, resident = course.run(None, 2, options.videos)
     for budget in options.vram_gb:
         for videos in course.run(budget, 1, options.videos):

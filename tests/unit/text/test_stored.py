@@ -84,6 +84,30 @@ def test_codes_stream_block_by_block_to_the_same_states(tmp_path):
     assert torch.equal(states, expected)
 
 
+@pytest.mark.parametrize("kind", ["fp16", "fp32"])
+def test_the_table_of_tokens_stays_in_ram_and_a_prompt_finds_its_rows_there(tmp_path, kind):
+    path = tmp_path / "umt5.safetensors"
+    tensors = official_tensors(getattr(torch, f"float{kind[2:]}"), dim=64)
+    save_file(tensors | {"spiece_model": spiece_tensor()}, path)
+    encoder = load_text_encoder(path, dtype=torch.float32, as_stored=True)
+    expected = encoder.encode(PROMPTS)
+    table, home = encoder.transformer.shared, encoder.transformer.shared.weight
+    whole, engine = Residency(encoder), Residency(encoder, [path], apart=[table])
+
+    engine.place("meta")
+    placed = {n: p.device.type for n, p in encoder.named_parameters(remove_duplicate=False)}
+    where = encoder.device.type
+    engine.release()
+
+    assert whole.total_bytes - engine.total_bytes == home.nbytes
+    assert {n for n, kind in placed.items() if kind == "cpu"} == {
+        "transformer.shared.weight",
+        "transformer.encoder.embed_tokens.weight",
+    }
+    assert where == "meta" and table.weight is home
+    assert torch.equal(encoder.encode(PROMPTS), expected)
+
+
 def test_a_matrix_of_the_wrong_shape_is_refused_as_ever(tmp_path):
     tensors = official_tensors(torch.float16, dim=64) | {"spiece_model": spiece_tensor()}
     tensors["blocks.0.attn.o.weight"] = tensors["blocks.0.attn.o.weight"][:-1].contiguous()
