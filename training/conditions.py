@@ -4,10 +4,11 @@
     python -m training.conditions --lines FILE.jsonl --text-encoder FILE --out FILE.safetensors \
         --vae FILE --clip-vision FILE
 
-A line of FILE.jsonl is {"prompt": TEXT} or {"prompt": TEXT, "image": PATH}. The result holds
-`states` N 512 E of the prompts and `empty` 1 512 E; with pictures also `image` N 20 T H W, mask and
-latent as the model takes them beside the noise, and with --clip-vision `clip` N 257 1280. All are
-encoded by the product. Nothing else is needed: distribution matching sees no real clips.
+A line of FILE.jsonl is {"prompt": TEXT} or {"prompt": TEXT, "image": PATH}, the path from its
+folder on. The result holds `states` N 512 E of the prompts and `empty` 1 512 E; with pictures also
+`image` N 20 T H W, mask and latent as the model takes them beside the noise, and with --clip-vision
+`clip` N 257 1280. All are encoded by the product. Nothing else is needed: distribution matching
+sees no real clips.
 """
 
 from __future__ import annotations

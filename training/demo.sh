@@ -7,6 +7,9 @@
 #   KEEP=DIR                                its VAE and text encoder instead of new ones; teachers
 #                                           that lie there too are where the new ones begin
 #   START=DIR                               its VAE is where the new one begins
+#   TEACHER_MINUTES=8                       and likewise of the other stages, see below
+#   PACKAGE=0                               no scores at the end; the family cannot be shipped without
+#   EXTRA=--smoke COMPILE=off               further arguments of training.run
 set -u
 work=$1 part=${2:-all}
 python=${PYTHON:-python3}
