@@ -22,7 +22,7 @@ KEY = (
     *("scheme", "attention", "matmul", "dtype", "memory", "flags", "experts", "latents_per_chunk"),
     *("budget_gb", "vram_gb", "ram_gb", "capped"),
     *("size", "blocks", "dim", "tokens", "heads", "width", "in_features", "out_features"),
-    *("frames", "steps", "batch"),
+    *("frames", "steps", "batch", "warm_from", "settled", "peer_setting"),
 )
 MEASURES = ("ratio", "seconds", "seconds_per_step")
 
