@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lightx2v_core.errors import RequestError
 from lightx2v_core.wan.config import WanConfig
 
 # (noise with condition, timestep, text, CLIP features) to a velocity, both float32 B C T H W.
@@ -49,6 +51,14 @@ def installed(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
+
+
+def comfyui_version(root: Path) -> str:
+    """Raises RequestError where `root` holds no ComfyUI."""
+    path = root / "comfyui_version.py"
+    if not path.is_file():
+        raise RequestError(f"{root} holds no ComfyUI: {path.name} is not there")
+    return path.read_text("utf-8").split('"')[1]
 
 
 def allow_recompiles() -> None:

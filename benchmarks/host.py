@@ -39,6 +39,7 @@ from lightx2v_core.device import select_device
 from lightx2v_core.errors import RequestError
 from tests.host.live_server import Run, Server
 
+from .contender import comfyui_version
 from .end_to_end import WORDS
 from .forward import read_size
 from .host_files import FAMILY, TINY_FAMILY, write_models
@@ -107,7 +108,7 @@ def measure(options: argparse.Namespace) -> Iterator[Line]:
     graphs: dict[str, Callable[[Files, Asked], Graph]] = {"ours": ours}
     graphs |= {"comfyui": native} if options.native else {}
     facts = about(device) | {
-        "version": version_of(options.comfyui),
+        "version": comfyui_version(options.comfyui),
         "flags": options.flags,
         "scheme": options.scheme,
         "memory": options.memory,
@@ -139,13 +140,6 @@ def measure(options: argparse.Namespace) -> Iterator[Line]:
             time.sleep(FORGET_SECONDS)
         for who, latent in latents.items() if options.keep else ():
             torch.save(latent, options.keep / f"{who}.pt")
-
-
-def version_of(comfyui: Path) -> str:
-    path = comfyui / "comfyui_version.py"
-    if not path.is_file():
-        raise RequestError(f"{comfyui} holds no ComfyUI: {path.name} is not there")
-    return path.read_text("utf-8").split('"')[1]
 
 
 @contextmanager

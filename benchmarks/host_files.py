@@ -17,10 +17,8 @@ from lightx2v_core.wan.vae import VaeConfig
 from .host_graphs import Files
 from .random_files import I2V_14B, TINY
 from .random_models import quantised, random_weights, write_file
-from .random_parts import TEXT_XXL, Family, draw, text_tensors, vae_tensors
+from .random_parts import CLIP_H, TEXT_XXL, Family, draw, text_tensors, vae_tensors
 
-# CLIP ViT-H by Hugging Face's names, the only ones that ComfyUI's loader knows for it.
-CLIP_H = {"dim": 1280, "layers": 32, "patch": 14, "tokens": 257, "head": 1024}
 FAMILY = Family(I2V_14B, TEXT_XXL, CLIP_H, VaeConfig())
 # As wide in the text as ComfyUI's own Wan always is; without CLIP, which it knows in one size.
 TINY_TEXT = {"dim": 4096, "heads": 2, "ffn_dim": 16, "layers": 1, "vocab": 300}
@@ -98,7 +96,7 @@ def umt5_tensors(sizes: Mapping[str, int], device: torch.device) -> dict[str, Te
 def clip_shapes(
     dim: int, layers: int, patch: int, tokens: int, head: int
 ) -> dict[str, tuple[int, ...]]:
-    """Of an image tower by Hugging Face's names."""
+    """Of an image tower by Hugging Face's names, the only ones that ComfyUI's loader knows."""
     top = "vision_model."
     shapes: dict[str, tuple[int, ...]] = {
         f"{top}embeddings.class_embedding": (dim,),

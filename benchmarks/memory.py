@@ -27,6 +27,7 @@ from torch import Tensor
 from lightx2v_core.assemble import LoadedTransformer, load_transformer
 from lightx2v_core.checkpoint.convert import SCHEMES
 from lightx2v_core.datatypes import VideoSize
+from lightx2v_core.device import select_device
 from lightx2v_core.memory.plan import (
     Job,
     card_room,
@@ -36,10 +37,10 @@ from lightx2v_core.memory.plan import (
 )
 from lightx2v_core.presets import PRESETS, make_plan
 from lightx2v_core.sampling.loop import make_noise, sample
-from lightx2v_core.wan.config import WanConfig
 
-from .lines import Line, about, cap, emit, peak_bytes, reset_peak, wait_for
+from .lines import Line, about, add_out, cap, emit, peak_bytes, reset_peak, wait_for
 from .random_files import I2V_14B, TINY, write_random
+from .random_models import random_inputs
 
 SAMPLE_SECONDS = 0.05
 
@@ -59,10 +60,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, what it is given, and how it is run."""
+    """A model, the size of its video, and how it is run."""
 
     loaded: LoadedTransformer
-    inputs: dict[str, Tensor]
     size: VideoSize
     device: torch.device
     steps: int
@@ -71,7 +71,9 @@ class Subject:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    device = torch.device(options.device)
+    device = select_device(options.device)
+    if options.steps < 2:
+        raise SystemExit(f"--steps {options.steps} leaves none to time: the first one loads")
     size = VideoSize(options.width, options.height, options.frames)
     with ExitStack() as stack:
         path, config = options.file, TINY if options.tiny else I2V_14B
@@ -80,8 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             path = write_random(Path(stack.enter_context(made)), options.scheme, config)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         loaded = load_transformer(path, dtype, device=device)
-        inputs = _inputs(loaded.model.config, size, device)
-        subject = Subject(loaded, inputs, size, device, options.steps, options.cap)
+        subject = Subject(loaded, size, device, options.steps, options.cap)
         # Resident first, so that each budget has its line as soon as it has run.
         resident = measure(subject, None)
         return max(compare(options, subject, resident, budget) for budget in options.budget_gb)
@@ -126,10 +127,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, default=832)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--frames", type=int, default=81)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--file", type=Path, help="of this scheme, in place of a random one")
     parser.add_argument("--folder", type=Path, help="where the model file is written for a while")
-    parser.add_argument("--out", type=Path, metavar="FILE.jsonl")
+    add_out(parser)
     parser.add_argument("--tiny", action="store_true", help="a small model, to try the script")
     return parser
 
@@ -154,28 +155,19 @@ def measure(subject: Subject, limit: float | None) -> tuple[Run, Tensor]:
     return run, latent.cpu()
 
 
-def _inputs(config: WanConfig, size: VideoSize, device: torch.device) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    _, _, T, H, W = size.latent_shape()
-    shapes = {
-        "condition": (1, config.in_dim - config.out_dim, T, H, W),
-        "text": (1, 512, config.text_dim),
-        "clip": (1, config.clip_tokens, 1280),
-    }
-    made = {k: torch.randn(v, generator=generator) for k, v in shapes.items()}
-    return {k: v.to(device) for k, v in made.items()}
-
-
 def _sample(subject: Subject) -> tuple[Tensor, list[float]]:
-    plan, inputs, device = make_plan(PRESETS["distill-4step"]), subject.inputs, subject.device
+    plan, device = make_plan(PRESETS["distill-4step"]), subject.device
     plan = replace(plan, sigmas=plan.sigmas[: subject.steps + 1])
+    config = subject.loaded.model.config
+    whole, _, text, clip = random_inputs(config, subject.size, device)
+    condition = whole[:, config.out_dim :]
     times: list[float] = []
 
     def denoise(x: Tensor, sigma: float, _step: int) -> Tensor:
         started = time.perf_counter()
-        entry = torch.cat((x, inputs["condition"]), dim=1)
+        entry = torch.cat((x, condition), dim=1)
         timestep = torch.tensor([1000.0 * sigma], device=device)
-        velocity = subject.loaded.model(entry, timestep, inputs["text"], inputs["clip"])
+        velocity = subject.loaded.model(entry, timestep, text, clip)
         wait_for(device)
         times.append(time.perf_counter() - started)
         return velocity

@@ -163,23 +163,17 @@ class _Load:
 
     def _settings(self, config: WanConfig, device: torch.device) -> dict[str, Any]:
         """What a configuration file and its runner would say."""
-        on_card = device.type == "cuda"
-        attention = ATTENTIONS[self.attention]
+        task = "i2v" if config.in_dim > config.out_dim else "t2v"
         settings = {
-            **{
-                "model_cls": "wan2.1_distill",
-                "task": "i2v" if config.in_dim > config.out_dim else "t2v",
-            },
+            **{"model_cls": "wan2.1_distill", "task": task},
             **{"feature_caching": "NoCaching", "enable_cfg": False, "cfg_parallel": False},
             **{"seq_parallel": False, "cpu_offload": False, "use_compile": self.compiled},
             **{"use_image_encoder": bool(config.clip_tokens), "text_len": 512, "freq_dim": 256},
             **{"dim": config.dim, "ffn_dim": config.ffn_dim, "num_heads": config.num_heads},
             **{"in_dim": config.in_dim, "out_dim": config.out_dim},
             **{"num_layers": config.num_layers, "text_dim": config.text_dim},
-            **dict.fromkeys(
-                ("self_attn_1_type", "cross_attn_1_type", "cross_attn_2_type"), attention
-            ),
-            **_kernels(on_card, self.compiled),
+            **dict.fromkeys(ATTENTION_KEYS, ATTENTIONS[self.attention]),
+            **_kernels(device.type == "cuda", self.compiled),
         }
         if self.scheme != "bf16":
             settings |= {"dit_quantized": True, "dit_quant_scheme": self.scheme}

@@ -34,6 +34,7 @@ from .contender import (
     Contender,
     Forward,
     Weights,
+    comfyui_version,
     compile_blocks,
     half,
     installed,
@@ -60,12 +61,9 @@ def contenders(peer: str) -> list[Contender]:
 
 
 def _comfyui(root: Path) -> list[Contender]:
-    if not (root / "comfy/ldm/wan/model.py").is_file():
-        raise RequestError(f"{root} holds no ComfyUI with comfy/ldm/wan/model.py")
+    release = f"{comfyui_version(root)}, comfy-kitchen {installed('comfy-kitchen')}"
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    text = (root / "comfyui_version.py").read_text("utf-8").split('"')[1]
-    release = f"{text}, comfy-kitchen {installed('comfy-kitchen')}"
     attentions: dict[str, Callable[..., Tensor] | None] = {"sdpa": None, "cudnn": _comfy_cudnn}
     if find_spec(FA3_FORWARD):
         attentions["fa3"] = _comfy_fa3

@@ -28,7 +28,8 @@ from lightx2v_core.checkpoint.headers import TensorHeader
 from lightx2v_core.checkpoint.source import Checkpoint, open_checkpoint
 from lightx2v_core.checkpoint.writing import replacing
 from lightx2v_core.wan.config import CLIP_TOKENS, WanConfig
-from lightx2v_core.wan.model import WanModel
+
+from .random_models import random_weights
 
 I2V_14B = WanConfig(dim=5120, ffn_dim=13824, num_layers=40, in_dim=36, clip_tokens=CLIP_TOKENS)
 TINY = replace(I2V_14B, dim=128, ffn_dim=256, num_layers=6, text_dim=64)
@@ -51,7 +52,7 @@ def write_random(folder: Path, scheme: str, config: WanConfig) -> Path:
     """A file in `scheme` ("bf16", NVFP4, what `quantise_file` writes); one block is in memory."""
     ending = ".gguf" if scheme in GGUF_SCHEMES else ".safetensors"
     first = folder / "wan2.1_i2v_one_block.safetensors"
-    tensors = _random_tensors(replace(config, num_layers=1))
+    tensors = random_weights(replace(config, num_layers=1), torch.device("cpu"))
     headers = {k: TensorHeader(tuple(v.shape), "BF16") for k, v in tensors.items()}
     write_safetensors(first, headers, iter(tensors.values()), {})
     if scheme != "bf16":
@@ -99,16 +100,6 @@ def _stored_bytes(checkpoint: Checkpoint, stored: str, block: int) -> Tensor:
         # Whole rows, so that blocks of codes and the scale of a row stay what they are.
         tensor = tensor.view(torch.uint8).roll(block, dims=0)
     return tensor.reshape(-1).view(torch.uint8)
-
-
-def _random_tensors(config: WanConfig) -> dict[str, Tensor]:
-    with torch.device("meta"):
-        shapes = {k: tuple(v.shape) for k, v in WanModel(config).state_dict().items()}
-    generator, tensors = torch.Generator().manual_seed(1), {}
-    for name, shape in shapes.items():
-        spread = 1.0 if len(shape) < 2 else shape[-1] ** -0.5
-        tensors[name] = (torch.randn(shape, generator=generator) * spread).bfloat16()
-    return tensors
 
 
 if __name__ == "__main__":

@@ -67,6 +67,30 @@ def quantised(weights: dict[str, Tensor], scheme: str) -> dict[str, Tensor]:
 
 def write_file(tensors: Mapping[str, Tensor], path: Path, sync: bool = True) -> Path:
     """A safetensors file of `tensors`, wherever they are, written by several threads."""
+    header, starts, end = safetensors_header(tensors)
+
+    def write(start: int, tensor: Tensor) -> None:
+        data = tensor.reshape(-1).view(torch.uint8).cpu().numpy().data
+        with path.open("r+b", buffering=0) as file:
+            file.seek(start)
+            written = 0
+            while written < len(data):
+                written += file.write(data[written : written + 2**30])
+
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(end)
+        file.flush()
+        with ThreadPoolExecutor(WRITERS) as pool:
+            list(pool.map(write, starts, tensors.values()))
+        if sync:
+            os.fsync(file.fileno())
+    return path
+
+
+def safetensors_header(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[int], int]:
+    """(length and table, where each tensor begins, where the file ends), of tensors on any device,
+    meta too."""
     table, starts, end = {}, [], 0
     for name, tensor in tensors.items():
         place = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape)}
@@ -75,25 +99,8 @@ def write_file(tensors: Mapping[str, Tensor], path: Path, sync: bool = True) -> 
         end += tensor.nbytes
     raw = json.dumps(table).encode()
     raw += b" " * (-len(raw) % 8)
-    begin = 8 + len(raw)
-
-    def write(start: int, tensor: Tensor) -> None:
-        data = tensor.reshape(-1).view(torch.uint8).cpu().numpy().data
-        with path.open("r+b", buffering=0) as file:
-            file.seek(begin + start)
-            written = 0
-            while written < len(data):
-                written += file.write(data[written : written + 2**30])
-
-    with path.open("wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        file.truncate(begin + end)
-        file.flush()
-        with ThreadPoolExecutor(WRITERS) as pool:
-            list(pool.map(write, starts, tensors.values()))
-        if sync:
-            os.fsync(file.fileno())
-    return path
+    header = len(raw).to_bytes(8, "little") + raw
+    return header, [len(header) + start for start in starts], len(header) + end
 
 
 def as_checkpoint(tensors: dict[str, Tensor]) -> Checkpoint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,14 +11,19 @@ import torch
 from torch import Tensor
 
 from lightx2v_core.assemble import Parts
-from lightx2v_core.checkpoint.source import DTYPE_NAMES
 from lightx2v_core.wan.config import WanConfig
 from lightx2v_core.wan.vae import VaeConfig, WanVae
 from tests.unit.text.samples import official_shapes as text_shapes
 from tests.unit.text.samples import spiece_tensor
 from tests.unit.vision.samples import official_shapes as clip_shapes
 
-from .random_models import WEIGHT_SEED, quantised, random_weights, write_file
+from .random_models import (
+    WEIGHT_SEED,
+    quantised,
+    random_weights,
+    safetensors_header,
+    write_file,
+)
 
 SEED = 3
 # UMT5-XXL and CLIP ViT-H, as Wan 2.1 I2V takes them.
@@ -105,15 +109,10 @@ def write_text(folder: Path, scheme: str, sizes: Mapping[str, int]) -> Path:
         tensors[name] = torch.empty(shape, dtype=stored, device="meta")
         if is_linear and dtype != torch.float16:
             tensors[f"{name.removesuffix('weight')}scale_weight"] = torch.empty((), device="meta")
-    table, end = {}, 0
-    for name, tensor in tensors.items():
-        place = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape)}
-        table[name] = {**place, "data_offsets": [end, end + tensor.nbytes]}
-        end += tensor.nbytes
-    raw = json.dumps(table).encode()
+    header, _, end = safetensors_header(tensors)
     with path.open("wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw + tokens.numpy().tobytes())
-        file.truncate(8 + len(raw) + end)
+        file.write(header + tokens.numpy().tobytes())
+        file.truncate(end)
     return path
 
 

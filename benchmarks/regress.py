@@ -18,32 +18,11 @@ from .lines import Line, read_lines
 
 # What makes two lines the same measurement.
 KEY = (
-    "card",
-    "case",
-    "who",
-    "setting",
-    "scheme",
-    "attention",
-    "matmul",
-    "size",
-    "blocks",
-    "dim",
-    "tokens",
-    "in_features",
-    "out_features",
-    "frames",
-    "steps",
-    "batch",
-    "folder_kind",
-    "format",
-    "experts",
-    "budget_gb",
-    "vram_gb",
-    "ram_gb",
-    "capped",
-    "warm_from",
-    "settled",
-    "peer_setting",
+    *("card", "case", "who", "setting", "row", "form", "series", "format", "folder_kind"),
+    *("scheme", "attention", "matmul", "dtype", "memory", "flags", "experts", "latents_per_chunk"),
+    *("budget_gb", "vram_gb", "ram_gb", "capped"),
+    *("size", "blocks", "dim", "tokens", "heads", "width", "in_features", "out_features"),
+    *("frames", "steps", "batch", "warm_from", "settled", "peer_setting"),
 )
 MEASURES = ("ratio", "seconds", "seconds_per_step")
 

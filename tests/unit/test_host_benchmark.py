@@ -157,4 +157,4 @@ def test_the_last_latent_is_the_one_that_was_saved_last(tmp_path):
 
 def test_a_folder_without_comfyui_is_refused(tmp_path):
     with pytest.raises(RequestError, match=r"holds no ComfyUI: comfyui_version.py"):
-        host.version_of(Path(tmp_path))
+        host.comfyui_version(Path(tmp_path))

@@ -160,6 +160,26 @@ def test_a_planted_regression_is_found_and_nothing_else(tmp_path, capsys, change
     assert words in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("case", "apart"),
+    [
+        ("attention_8bit", {"row": ["gluon", "triton"]}),
+        ("glue-gelu", {"form": ["bf16", "fp8"]}),
+        ("memory", {"budget_gb": [8.0, 12.0]}),
+        ("host_end_to_end", {"flags": [[], ["--lowvram"]]}),
+    ],
+)
+def test_a_regression_of_one_row_is_not_hidden_by_the_next(tmp_path, capsys, case, apart):
+    (name, (slow, well)) = next(iter(apart.items()))
+    line = {"case": case, "card": "H200", "ratio": 0.7}
+    for file, ratio in (("old", 0.7), ("new", 0.9)):
+        rows = [line | {name: slow, "ratio": ratio}, line | {name: well}]
+        (tmp_path / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    assert regress.main([str(tmp_path / "old"), str(tmp_path / "new")]) == 1
+    assert "2 cases, 1 worse" in capsys.readouterr().out
+
+
 def test_a_picture_of_bars_and_one_of_curves_are_drawn(tmp_path):
     path = tmp_path / "lines.jsonl"
     rows = [{"case": "a", "seconds": 2.0, "who": "x", "card": "c", "tokens": 100, "floor": 1.0}]
