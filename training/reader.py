@@ -1,28 +1,36 @@
 """Stage `text`: the text encoder, taught on captions alone to tell what they say. Fits a CPU.
 
+It goes on from one of an earlier command, of the same world, where there is one.
+
 Each attribute has a query that looks over the token states and names it, as the transformer's
-cross-attention will; where there are pairs, those of both objects and who is in front. What is
-learnt for that is kept, the queries are not.
+cross-attention will; where there are pairs, those of both objects and who is in front. There each
+colour has queries too: what is that colour's shape, direction, texture? Asked only for the first
+and the second object, an encoder stayed at chance for pairs, and a video model trained on it gave
+each object the other's shape and direction. What is learnt for that is kept, the queries are not.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from lightx2v_core.text.umt5 import TextEncoder
+
+from .bank import caption_rows
 from .captions import caption, stories
 from .context import Context
+from .files import TEXT
 from .fitting import Recipe, fit
 from .outlines import SHAPES, TEXTURES
 from .progress import Clock
-from .text import encode_rows, new_encoder, save_encoder
-from .vocabulary import CaptionRows, learn_pieces
+from .text import encode_rows, new_encoder, read_encoder, save_encoder
+from .vocabulary import CaptionRows
 from .world import Scenes, sample_scenes
 from .worlds import COLORS, DIRECTIONS, ORDERS, SIZES, SPEEDS, TONES, World
 
@@ -39,10 +47,12 @@ class Attribute:
     thing: int | None  # which object's
     answers: int
     weight: float = 1.0
+    by_color: bool = False  # asked of the object of a colour, not of the first or the second
 
     @property
     def name(self) -> str:
-        return f"{'second ' if self.thing else ''}{self.field.split('_')[0]}"
+        name = f"{'second ' if self.thing else ''}{self.field.split('_')[0]}"
+        return f"{name} by colour" if self.by_color else name
 
     def wanted(self, scenes: Scenes) -> Tensor:
         """B: the right answer, NOT_ASKED where there is no such object."""
@@ -70,32 +80,52 @@ def attributes_of(world: World) -> list[Attribute]:
     attributes = [*of_thing(0), Attribute("tone_B", None, len(TONES), 0.3)]
     if world.pair_share > 0:
         attributes += [Attribute("count_B", None, 3), *of_thing(1)]
+        attributes += [
+            replace(attribute, by_color=True)
+            for thing in (0, 1)
+            for attribute in of_thing(thing)
+            if attribute.field != "color_BO"
+        ]
     if world.crossing_share > 0:
         attributes.append(Attribute("order_B", None, len(ORDERS)))
     return attributes
 
 
 class Reader(nn.Module):
-    """One attention query and one linear for each attribute."""
+    """One attention query, or one for each colour, and one linear for each attribute."""
 
     def __init__(self, dim: int, attributes: Sequence[Attribute]) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(len(attributes), dim) / dim**0.5)
+        self.attributes = list(attributes)
+        counts = [len(COLORS) if one.by_color else 1 for one in attributes]
+        self.queries = nn.ParameterList(torch.randn(n, dim) / dim**0.5 for n in counts)
         self.answers = nn.ModuleList(nn.Linear(dim, one.answers) for one in attributes)
 
-    def forward(self, states_BSE: Tensor, mask_BS: Tensor) -> list[Tensor]:
-        scores = torch.einsum("ae,bse->bas", self.queries, states_BSE)
+    def forward(self, states_BSE: Tensor, mask_BS: Tensor, color_BO: Tensor) -> list[Tensor]:
+        queries = [
+            queries[color_BO[:, one.thing]] if one.by_color else queries.expand(len(mask_BS), -1)
+            for one, queries in zip(self.attributes, self.queries, strict=True)
+        ]
+        scores = torch.stack(queries, dim=1) @ states_BSE.mT  # B A S
         weights = scores.masked_fill(~mask_BS[:, None], float("-inf")).softmax(dim=-1)
         heard = weights @ states_BSE  # B A E
         return [answer(heard[:, i]) for i, answer in enumerate(self.answers)]
 
 
+def start_encoder(context: Context, rows: CaptionRows) -> TextEncoder:
+    """That of an earlier command, else a new one."""
+    for folder in (context.out, context.source):
+        if folder is not None and (folder / TEXT).is_file():
+            return read_encoder(folder / TEXT).requires_grad_(True)
+    return new_encoder(context.sizes, rows.model, rows.size, context.seed)
+
+
 def train_text(context: Context, minutes: float) -> None:
-    """The vocabulary from the captions, then the encoder."""
+    """The vocabulary from the captions, then the encoder; or on from an earlier command's."""
     clock, sizes, world = Clock(minutes), context.sizes, context.world
     attributes = attributes_of(world)
-    rows = CaptionRows(learn_pieces(context.seed, world=world), world)
-    encoder = new_encoder(sizes, rows.model, rows.size, context.seed).to(context.device)
+    rows = caption_rows(context)
+    encoder = start_encoder(context, rows).to(context.device)
     torch.manual_seed(context.seed)
     reader = Reader(sizes.text_dim, attributes).to(context.device)
     rng, words = Generator().manual_seed(context.draws + 6000), Random(context.draws + 6000)
@@ -105,7 +135,7 @@ def train_text(context: Context, minutes: float) -> None:
         scenes = sample_scenes(sizes.text_batch, rng, world)
         ids = rows([caption(story, words) for story in stories(scenes)]).to(context.device)
         states = encode_rows(encoder.transformer, ids).states_BSE
-        told = reader(states, ids != 0)
+        told = reader(states, ids != 0, scenes.color_BO.to(context.device))
         loss, right = states.new_zeros(()), []
         for attribute, logits in zip(attributes, told, strict=True):
             wanted = attribute.wanted(scenes).to(context.device)

@@ -19,6 +19,9 @@ from .worlds import PLAIN, World
 
 HEAD = 64
 BUCKETS = 32
+# Deviation of the biases by distance at the start. Small ones grow a thousandth a step, and until
+# they are of the size of attention's scores no token knows its neighbours.
+NEARNESS = 2.0
 # From the names of transformers to the official ones.
 NAMES = (
     (r"shared\.weight", "token_embedding.weight"),
@@ -118,7 +121,7 @@ def new_encoder(sizes: Sizes, spiece_model: bytes, vocab_size: int, seed: int) -
             "ffn.gate.0.weight": normal(sizes.text_ffn, dim, dim**-0.5),
             "ffn.fc1.weight": normal(sizes.text_ffn, dim, dim**-0.5),
             "ffn.fc2.weight": normal(dim, sizes.text_ffn, sizes.text_ffn**-0.5),
-            "pos_embedding.embedding.weight": normal(BUCKETS, sizes.text_heads, dim**-0.5),
+            "pos_embedding.embedding.weight": normal(BUCKETS, sizes.text_heads, NEARNESS),
         }
         tensors |= {f"blocks.{index}.{name}": tensor for name, tensor in block.items()}
     encoder = build_text_encoder(tensors, None, "a new text encoder", torch.float32)
