@@ -27,7 +27,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from lightx2v_core.datatypes import VideoSize
 from lightx2v_core.device import select_device
@@ -36,14 +35,15 @@ from lightx2v_core.wan.vae import VaeConfig
 
 from .forward import GIB, Course, read_size, time_one
 from .lines import Line, about, add_out, emit, median_seconds, reset_peak, wait_for
-from .peers import comfy_vae, contenders
-from .random_files import I2V_14B, TINY
-from .random_parts import CLIP_H, TEXT_XXL, Family, write_parts
+from .peers import PEERS, contenders
+from .random_files import TINY
+from .random_parts import FAMILY, Family, write_parts
+from .vae import random_vae
+from .vae_peers import Peer, open_peers
 
 WARM_FROM = 3  # by then nothing is read, page-locked or tuned for the first time
 PEER_HAS = "four forwards, VAE encode, VAE decode; no text encoder, no CLIP"
 WORDS = "a red fox runs over the hill and the sea shines at night while a small dog sleeps"
-FAMILY = Family(I2V_14B, TEXT_XXL, CLIP_H, VaeConfig())
 TINY_FAMILY = Family(
     replace(TINY, num_layers=1),
     {"dim": 64, "heads": 4, "ffn_dim": 48, "layers": 1, "vocab": 300},
@@ -53,7 +53,10 @@ TINY_FAMILY = Family(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = make_parser().parse_args(arguments)
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.keep and options.folder is None:
+        parser.error("--keep needs the --folder that is kept")
     line = measure(options)
     emit([line], options.out)  # before the peer, which may fail or take too long
     if options.peer:
@@ -75,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--videos", type=int, default=4, help="in all; timed from the third on, or the last")
     add("--vram-gb", type=float, help="at most this much of the card for the whole run")
     add("--device", default="auto")
-    add("--peer", help="comfyui=PATH")
+    add("--peer", help=PEERS)
     add("--setting", nargs="+", default=["bf16-sdpa"], help="of the peer, a line each")
     add("--tiny", action="store_true", help="small models, to try the script")
     add_out(parser)
@@ -169,7 +172,7 @@ def beside(
     for missing in set(options.setting) - {peer.setting for peer in peers}:
         yield {"peer_setting": missing, "peer_blocked_by": "this peer has no such setting here"}
     course = Course(family.transformer, options.size, options.size, device, 3, 1)
-    encode, decode = time_vae(comfy_vae(family.vae, device), options.size, device)
+    encode, decode = time_vae(options.peer, family.vae, options.size, device)
     ours = [float(str(line[name])) for name in ("seconds", "seconds_without_text_and_clip")]
     ratios: dict[str, float] = {}
     for peer in peers:
@@ -193,19 +196,25 @@ def beside(
         yield told | {"ratios": dict(ratios)}
 
 
-def time_vae(vae: torch.nn.Module, size: VideoSize, device: torch.device) -> tuple[float, float]:
-    """(encode of the padded clip, decode), with pixels that come from and go to the host."""
+def time_vae(
+    peer: str, config: VaeConfig, size: VideoSize, device: torch.device
+) -> tuple[float, float]:
+    """(encode of the padded clip, decode) of a peer's VAE in bfloat16, with pixels that come from
+    and go to the host; of a peer that has several ways the faster one."""
     clip = torch.full((1, 3, size.frames, size.height, size.width), 0.5)
     clip[:, :, 0] = torch.rand(clip[:, :, 0].shape)
     latent = torch.randn(size.latent_shape()).to(device, torch.bfloat16)
 
-    def encode() -> Tensor:
-        return vae.encode(clip.to(device).bfloat16())
+    def seconds_of(theirs: Peer) -> tuple[float, float]:
+        return (
+            median_seconds(lambda: theirs.encode(clip.to(device).bfloat16()), device, 3, 1),
+            median_seconds(lambda: theirs.decode(latent).float().cpu(), device, 3, 1),
+        )
 
-    return (
-        median_seconds(encode, device, 3, 1),
-        median_seconds(lambda: vae.decode(latent).float().cpu(), device, 3, 1),
-    )
+    weights = random_vae(config).state_dict()
+    ways = [seconds_of(vae) for vae in open_peers(peer, weights, config, device, torch.bfloat16)]
+    encodes, decodes = zip(*ways, strict=True)
+    return min(encodes), min(decodes)
 
 
 if __name__ == "__main__":

@@ -42,9 +42,10 @@ from tests.host.live_server import Run, Server
 from .contender import comfyui_version
 from .end_to_end import WORDS
 from .forward import read_size
-from .host_files import FAMILY, TINY_FAMILY, write_models
+from .host_files import TINY_FAMILY, write_models
 from .host_graphs import Asked, Files, Graph, native, ours
 from .lines import Line, about, add_out, emit, relative_error
+from .random_parts import FAMILY
 
 PACK = Path(__file__).parents[1]
 CASE = "host_end_to_end"

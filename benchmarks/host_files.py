@@ -15,11 +15,10 @@ from lightx2v_core.text.tokenizer import SPIECE_MODEL
 from lightx2v_core.wan.vae import VaeConfig
 
 from .host_graphs import Files
-from .random_files import I2V_14B, TINY
+from .random_files import TINY
 from .random_models import quantised, random_weights, write_file
-from .random_parts import CLIP_H, TEXT_XXL, Family, draw, text_tensors, vae_tensors
+from .random_parts import TEXT_XXL, Family, draw, text_tensors, vae_tensors
 
-FAMILY = Family(I2V_14B, TEXT_XXL, CLIP_H, VaeConfig())
 # As wide in the text as ComfyUI's own Wan always is; without CLIP, which it knows in one size.
 TINY_TEXT = {"dim": 4096, "heads": 2, "ffn_dim": 16, "layers": 1, "vocab": 300}
 TINY_FAMILY = Family(

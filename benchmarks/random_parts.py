@@ -17,6 +17,7 @@ from tests.unit.text.samples import official_shapes as text_shapes
 from tests.unit.text.samples import spiece_tensor
 from tests.unit.vision.samples import official_shapes as clip_shapes
 
+from .random_files import I2V_14B
 from .random_models import (
     WEIGHT_SEED,
     quantised,
@@ -40,6 +41,9 @@ class Family:
     text: Mapping[str, int]
     clip: Mapping[str, int]
     vae: VaeConfig
+
+
+FAMILY = Family(I2V_14B, TEXT_XXL, CLIP_H, VaeConfig())
 
 
 def write_parts(

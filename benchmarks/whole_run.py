@@ -40,11 +40,11 @@ from lightx2v_core.device import select_device
 from lightx2v_core.memory.ram import limit_to
 from lightx2v_core.pipeline import Pipeline, Result
 
-from .end_to_end import FAMILY, TINY_FAMILY, make
+from .end_to_end import TINY_FAMILY, make
 from .forward import read_size
 from .lines import Line, about, add_out, cap, emit, reset_peak
 from .memory import AnonymousMemory
-from .random_parts import write_experts, write_parts
+from .random_parts import FAMILY, write_experts, write_parts
 
 # A group of our own below the root of either version, and the file that takes the limit.
 GROUPS = (
@@ -158,7 +158,10 @@ class Course:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = make_parser().parse_args(arguments)
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.keep and options.folder is None:
+        parser.error("--keep needs the --folder that is kept")
     device = select_device(options.device)
     family = TINY_FAMILY if options.tiny else FAMILY
     if options.keep:

@@ -239,7 +239,6 @@ def test_whole_videos_stand_beside_each_setting_of_a_peer_apart(tmp_path, monkey
     offered = [slowed(name, "8bit", 0.0, stock=name != "b") for name in ("a", "b", "c")]
     timed = {"a": {"seconds": 2.0}, "b": {"seconds": 1.0}, "c": {"blocked_by": "no such card"}}
     monkeypatch.setattr(end_to_end, "contenders", lambda _name: offered)
-    monkeypatch.setattr(end_to_end, "comfy_vae", lambda *_: None)
     monkeypatch.setattr(end_to_end, "time_vae", lambda *_: (0.5, 1.5))
     monkeypatch.setattr(end_to_end, "time_one", lambda _course, peer: timed[peer.setting])
     arguments = ["--tiny", "--device", "cpu", "--size", "32x32x5", "--videos", "1"]
