@@ -16,7 +16,7 @@ from tests.conftest import fill
 from tests.layouts import Files
 from training.files import FAMILIES
 from training.sizes import DEMO
-from training.text import bytes_tensor, new_encoder, official_tensors
+from training.text import NEARNESS, bytes_tensor, new_encoder, official_tensors
 from training.vocabulary import CaptionRows
 
 
@@ -36,6 +36,9 @@ def write_random_demo(part: str, folder: Path, pieces: bytes) -> Path:
     else:
         encoder = new_encoder(DEMO, pieces, CaptionRows(pieces).size, seed=1).transformer
         tensors = official_tensors(encoder) | {"spiece_model": bytes_tensor(pieces)}
+        for name in tensors:  # as small as when another program's latents of it were recorded
+            if "pos_embedding" in name:
+                tensors[name] = tensors[name] * (DEMO.text_dim**-0.5 / NEARNESS)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"random_{part}.safetensors"
     save_file({name: _half(tensor) for name, tensor in tensors.items()}, path, metadata=metadata)
