@@ -6,7 +6,10 @@ from torch import Generator, Tensor, nn
 
 from training.replay import Plain, Replay
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card"),
+]
 
 
 def test_replayed_gradients_are_those_of_plain_steps() -> None:
