@@ -45,6 +45,7 @@ from .lines import (
     Line,
     about,
     add_out,
+    allocated_bytes,
     emit,
     median_seconds,
     peak_bytes,
@@ -272,7 +273,7 @@ def exact_velocity(course: Course) -> Tensor:
 @torch.inference_mode()
 def time_one(course: Course, contender: Contender, exact: Tensor | None = None) -> Line:
     """Seconds, peak memory and error (where `exact` is given) of one; or why it cannot run."""
-    device = course.device
+    device, held = course.device, allocated_bytes(course.device)  # held: what others left behind
     try:
         forward = contender.load(course.config, course.weights())
         error = None if exact is None else _error(course, forward, exact)
@@ -288,7 +289,7 @@ def time_one(course: Course, contender: Contender, exact: Tensor | None = None) 
         gc.collect()  # a model that refers to itself would stay on the card
     return {
         "seconds": seconds,
-        "peak_gib": round(peak_bytes(device) / GIB, 2),
+        "peak_gib": round((peak_bytes(device) - held) / GIB, 2),
         "relative_error": error,
     }
 

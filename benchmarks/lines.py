@@ -75,6 +75,11 @@ def peak_bytes(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
+def allocated_bytes(device: torch.device) -> int:
+    """What PyTorch has allocated now; 0 off CUDA."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
 def reset_peak(device: torch.device) -> None:
     """Forget the peak so far, and give cached memory back."""
     if device.type == "cuda":

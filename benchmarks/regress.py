@@ -3,8 +3,8 @@
     python -m benchmarks.regress OLD.jsonl NEW.jsonl --limit 1.05
 
 Compares the last line of NEW for each card, case and setting with the last such line of OLD: by
-`ratio` to the peer of its run where both have one, since a shared card is not always equally fast,
-else by `seconds`. Also compares `peak_gib`. Ends with 1 if anything grew by more than the limit,
+`ratio` to the peer of its run where both have the same, since a shared card is not always equally
+fast, else by `seconds`. Also compares `peak_gib`. Ends with 1 if anything grew by more than the limit,
 and names what could not be compared.
 """
 
@@ -57,7 +57,9 @@ def compare(old: Line | None, new: Line, limit: float) -> tuple[str, bool]:
     """(words, whether it is worse)."""
     if old is None:
         return "new, nothing to compare with", False
-    measure = next((name for name in MEASURES if name in old and name in new), None)
+    is_same_peer = old.get("peer") == new.get("peer")
+    measures = MEASURES if is_same_peer else MEASURES[1:]
+    measure = next((name for name in measures if name in old and name in new), None)
     if measure is None:
         return "the two lines measure different things", False
     changes = [(measure, _growth(old, new, measure))]

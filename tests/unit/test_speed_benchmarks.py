@@ -151,6 +151,7 @@ def planted(tmp_path: Path, name: str, **changes: object) -> Path:
         ({"ratio": 0.72, "seconds": 5.0}, 0, "ratio 1.029"),
         ({"peak_gib": 25.0}, 1, "peak_gib 1.250 times WORSE"),
         ({"card": "H100"}, 0, "new, nothing to compare with"),
+        ({"peer": "a slower one", "ratio": 0.4}, 0, "seconds 1.000"),
     ],
 )
 def test_a_planted_regression_is_found_and_nothing_else(tmp_path, capsys, changes, code, words):
