@@ -4,8 +4,8 @@
 
 Compares the last line of NEW for each card, case and setting with the last such line of OLD: by
 `ratio` to the peer of its run where both have the same, since a shared card is not always equally
-fast, else by `seconds`. Also compares `peak_gib`. Ends with 1 if anything grew by more than the limit,
-and names what could not be compared.
+fast, else by `seconds`. Also compares `peak_gib`. Ends with 1 if anything grew by more than the
+limit, and names what could not be compared.
 """
 
 from __future__ import annotations
