@@ -123,8 +123,11 @@ def as_words(shape: Sequence[int]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = make_parser().parse_args(arguments)
-    lines = [json.loads(line) for line in options.lines.read_text("utf-8").splitlines() if line]
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.clip_vision is not None and options.vae is None:
+        parser.error("--clip-vision is for an image model: give its --vae too")
+    lines = read_lines(options.lines, ("prompt", *(("image",) if options.vae else ())))
     device = select_device(options.device)
     tensors = encode_prompts(options, [line["prompt"] for line in lines], device)
     if options.vae is not None:
@@ -132,6 +135,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tensors |= encode_pictures(options, pictures, device)
     save_file(tensors, options.out)
     print(", ".join(f"{name} {as_words(tensor.shape)}" for name, tensor in tensors.items()))
+
+
+def read_lines(path: Path, names: Sequence[str]) -> list[dict]:
+    """Every line of a JSON-lines file, or the end at the first that lacks one of `names`."""
+    lines = []
+    for number, text in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise SystemExit(f"{path}, line {number} is not JSON: {error}") from None
+        missing = [name for name in names if not isinstance(line, dict) or name not in line]
+        if missing:
+            raise SystemExit(f"{path}, line {number} lacks {' and '.join(missing)}: {text[:80]}")
+        lines.append(line)
+    if not lines:
+        raise SystemExit(f"{path} has no line; give one JSON object for each prompt")
+    return lines
 
 
 @torch.inference_mode()

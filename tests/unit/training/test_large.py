@@ -223,3 +223,32 @@ def test_arguments_that_do_not_go_together_are_refused(
 
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"prompt": "a"}\n', "line 1 lacks image"),
+        ('{"prompt": "a", "image": "p.png"}\n\n{"image": \n', "line 3 is not JSON"),
+        ("7\n", "line 1 lacks prompt and image"),
+        ("\n", "has no line"),
+    ],
+)
+def test_lines_that_cannot_be_encoded_are_named_before_anything_is_loaded(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text(text, "utf-8")
+    files = ["--text-encoder", "none.safetensors", "--vae", "none.safetensors"]
+
+    with pytest.raises(SystemExit, match=said):
+        conditions_module.main(["--lines", str(lines), *files, "--out", str(tmp_path / "out")])
+
+
+def test_clip_without_a_vae_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--lines", "x", "--text-encoder", "x", "--clip-vision", "x"]
+
+    with pytest.raises(SystemExit):
+        conditions_module.main([*words, "--out", str(tmp_path / "out")])
+
+    assert "give its --vae too" in capsys.readouterr().err
