@@ -40,7 +40,7 @@ from lightx2v_core.wan.model import WanModel
 from training.captions import plain_prompt, stories
 from training.family import add_world, world_of
 from training.files import plain_file
-from training.intervals import paired_interval
+from training.intervals import Interval, paired_interval
 from training.judge import judge
 from training.measures import clip_scores
 from training.questions import unseen_scenes
@@ -291,7 +291,7 @@ def _row(line: Line) -> tuple[str, ...]:
     score, difference = "not asked", "not asked"
     if "score" in line:
         score = f"{number('score'):.1f}"
-        difference = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*line["difference"])
+        difference = Interval(*line["difference"]).told("+")
     return (
         *start,
         f"{line['packed_linears']} of {line['linears']}",

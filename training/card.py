@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from .intervals import Interval
+
 # Attributes of a table of scores, in its order.
 ATTRIBUTES = {
     "color": "colour",
@@ -81,15 +83,12 @@ def tables_of_samplers(path: Path) -> dict[str, str]:
 
 def measured(row: Mapping) -> list[str]:
     """Score, difference, and the ratios to the first row; nothing where there is nothing."""
-    told = [interval(row["score"])]
-    told.append("" if row["difference"] is None else interval(row["difference"], "+"))
+    difference = row["difference"]
+    told = [Interval(**row["score"]).told()]
+    told.append("" if difference is None else Interval(**difference).told("+"))
     for name in ("frechet_ratio", "diversity"):
         told.append("" if row[name] is None else f"{row[name]:.2f}")
     return told
-
-
-def interval(said: Mapping[str, float], sign: str = "") -> str:
-    return f"{said['value']:{sign}.1f} [{said['low']:{sign}.1f}, {said['high']:{sign}.1f}]"
 
 
 def as_row(cells: list[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .intervals import paired_interval
+from .intervals import Interval, paired_interval
 from .reporting import Made
 from .samplers import Row, all_rows, missing_files
 from .table import make_parser, prepare, run_row, share_threads
@@ -72,9 +72,8 @@ def line_of(row: Row, made: dict[str, Made], distances: dict[str, float]) -> dic
 
 
 def as_row(line: dict) -> str:
-    value, low, high = line["difference"]
     source, shipped = line["frechet"]
     return (
         f"| {line['sampler']} | {line['source']:.1f} | {line['shipped']:.1f} | "
-        f"{value:+.1f} [{low:+.1f}, {high:+.1f}] | {source:.2f}, {shipped:.2f} |"
+        f"{Interval(*line['difference']).told('+')} | {source:.2f}, {shipped:.2f} |"
     )

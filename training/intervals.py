@@ -26,6 +26,11 @@ class Interval:
     def scaled(self, factor: float) -> Interval:
         return Interval(factor * self.value, factor * self.low, factor * self.high)
 
+    def told(self, sign: str = "", digits: int = 1) -> str:
+        """Such as "77.2 [75.4, 79.0]"; with the sign "+" for differences."""
+        spec = f"{sign}.{digits}f"
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
 
 def mean_interval(values_PS: Tensor) -> Interval:
     """Of the mean over P prompts of S seeds each. Prompts are resampled, with all their seeds."""

@@ -188,19 +188,14 @@ def _cells(line: Line, names: Sequence[str]) -> list[str]:
     return [
         f"{line.task}: {line.name}",
         str(line.clips),
-        _interval(line.score),
-        "first" if line.difference is None else _interval(line.difference, sign="+"),
+        line.score.told(),
+        "first" if line.difference is None else line.difference.told("+"),
         *(_number(line.attributes.get(name, math.nan), 1) for name in names),
         f"{_number(line.frechet, 2)} ({_number(line.frechet_ratio, 2)})",
         f"{_number(line.diversity, 2)} ({_number(line.diversity_ratio, 2)})",
         f"{line.milliseconds_a_clip:.3g} ({line.speedup:.1f})",
         "" if psnr is None else f"{psnr:.1f}",
     ]
-
-
-def _interval(interval: Interval, sign: str = "") -> str:
-    bounds = f"[{interval.low:{sign}.1f}, {interval.high:{sign}.1f}]"
-    return f"{interval.value:{sign}.1f} {bounds}"
 
 
 def _number(value: float, digits: int) -> str:

@@ -136,6 +136,6 @@ def write_verdicts(
 def _cells(verdict: Verdict) -> list[str]:
     digits = ((verdict.score, 1), (verdict.frechet, 2), (verdict.diversity, 3))
     return [
-        f"{i.value:+.{d}f} [{i.low:+.{d}f}, {i.high:+.{d}f}]" if math.isfinite(i.value) else "–"
-        for i, d in digits
+        interval.told("+", places) if math.isfinite(interval.value) else "–"
+        for interval, places in digits
     ]
