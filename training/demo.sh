@@ -8,6 +8,9 @@
 #                                           that lie there too are where the new ones begin
 #   START=DIR                               its VAE is where the new one begins
 #   TEACHER_MINUTES=8                       and likewise of the other stages, see below
+#   IMAGE_MINUTES=10 and likewise           those of the image model, where they are to differ
+#   TURNS=1                                 the text-to-video teacher has all of T2V_GPUS first, then
+#                                           it is distilled on one beside the image model
 #   PACKAGE=0                               no scores at the end; the family cannot be shipped without
 #   EXTRA=--smoke COMPILE=off               further arguments of training.run
 set -u
@@ -44,15 +47,21 @@ elif [ "$part" != models ]; then
     cp "$work/vae/demo_vae.safetensors" "$work/text/demo_umt5.safetensors" "$work/base"
 fi
 if [ "$part" != base ]; then
-    run "$t2v" t2v --from "$work/base" bank:"${BANK_MINUTES:-0.9}" t2v:"${TEACHER_MINUTES:-8}" \
-        t2v-student:"${STUDENT_MINUTES:-2}" t2v-dmd:"${DMD_MINUTES:-4.6}" &
-    run "$i2v" i2v --from "$work/base" bank-images:"${BANK_MINUTES:-0.9}" i2v:"${TEACHER_MINUTES:-8}" \
-        i2v-student:"${STUDENT_MINUTES:-2}" &
+    teacher=(bank:"${BANK_MINUTES:-0.9}" t2v:"${TEACHER_MINUTES:-8}")
+    distilled=(t2v-student:"${STUDENT_MINUTES:-2}" t2v-dmd:"${DMD_MINUTES:-4.6}")
+    if [ "${TURNS:-0}" = 1 ]; then
+        run "$t2v" t2v --from "$work/base" "${teacher[@]}"
+        run "$first" t2v --from "$work/base" bank:"${SECOND_BANK_MINUTES:-0.5}" "${distilled[@]}" &
+    else
+        run "$t2v" t2v --from "$work/base" "${teacher[@]}" "${distilled[@]}" &
+    fi
+    run "$i2v" i2v --from "$work/base" bank-images:"${IMAGE_BANK_MINUTES:-${BANK_MINUTES:-0.9}}" \
+        i2v:"${IMAGE_MINUTES:-${TEACHER_MINUTES:-8}}" i2v-student:"${IMAGE_STUDENT_MINUTES:-${STUDENT_MINUTES:-2}}" &
     wait
     cp "$work"/base/demo_*.safetensors "$work"/t2v/*.safetensors "$work"/i2v/*.safetensors "$work/all"
     run "$first" lora --from "$work/all" bank:0.3 distill-lora:"${LORA_MINUTES:-1.3}" &
     run "${EXPERTS_GPU:-$second}" experts --from "$work/all" bank:0.3 experts:"${EXPERTS_MINUTES:-2}" &
     wait
     cp "$work"/lora/*.safetensors "$work"/experts/*.safetensors "$work/all"
-    [ "${PACKAGE:-1}" = 0 ] || run "$first" all package:0.4
+    [ "${PACKAGE:-1}" = 0 ] || run "$first" all package:${PACKAGE_MINUTES:-0.4}
 fi

@@ -34,7 +34,7 @@ class Sizes:
     student_batch: int = 256
     dmd_batch: int = 128
     # Data and sampling
-    bank_clips: int = 40_000
+    bank_clips: int = 80_000
     text_batch: int = 256
     chunk: int = 32  # clips that go through the VAE together
     teacher_steps: int = 48  # a multiple of four: the student's sigmas lie on its path

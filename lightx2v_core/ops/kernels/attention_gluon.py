@@ -35,6 +35,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from .gluon_parts import along, arrived, barriers, exp2, fetch, store
+
 ROWS = 64  # of one warpgroup
 QUERIES = 3 * ROWS  # of one program
 STAGES = 3
@@ -45,13 +47,6 @@ P_LOG2 = gl.constexpr(8.75)
 # 1.5 * 2^23, which leaves a whole number in the low bits, plus the code of 2^8.75: 8 * (8.75 + 7).
 CODE_OFFSET = gl.constexpr(12582912.0 + 126.0)
 SHIFT, SHIFT_BITS = gl.constexpr(12582912.0), gl.constexpr(0x4B400000)  # 1.5 * 2^23
-
-
-@gluon.jit
-def exp2(x):
-    return gl.inline_asm_elementwise(
-        "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1
-    )
 
 
 @gluon.jit
@@ -112,18 +107,6 @@ def packed(p, LAYOUT: gl.constexpr, CODE_EXP: gl.constexpr, KEYS: gl.constexpr):
             pack=4,
         )
     return codes.to(gl.float8e4nv, bitcast=True)
-
-
-@gluon.jit
-def along(row, LAYOUT: gl.constexpr):
-    """A number for each row, as a column of a product in LAYOUT."""
-    return gl.convert_layout(row, gl.SliceLayout(1, LAYOUT))[:, None]
-
-
-@gluon.jit
-def arrived(ready, i, RING: gl.constexpr):
-    """Wait for the i-th block of a ring."""
-    mbarrier.wait(ready.index(i % RING), (i // RING) & 1)
 
 
 @gluon.jit
@@ -204,17 +187,6 @@ def consume(
 
 
 @gluon.jit
-def store(o, out, first_row, L, D: gl.constexpr, LAYOUT: gl.constexpr):
-    Y, H, y_b, y_l, y_h = out
-    one = gl.program_id(1)
-    rows = first_row + gl.arange(0, 64, layout=gl.SliceLayout(1, LAYOUT))
-    lanes = gl.arange(0, D, layout=gl.SliceLayout(0, LAYOUT))
-    at = (one // H).to(gl.int64) * y_b + (one % H) * y_h
-    at = at + rows[:, None].to(gl.int64) * y_l + lanes[None, :]
-    gl.store(Y + at, o.to(Y.dtype.element_ty), mask=(rows < L)[:, None])
-
-
-@gluon.jit
 def produce(
     descriptors, shared, ready, L, P, KEYS: gl.constexpr, D: gl.constexpr, RING: gl.constexpr
 ):
@@ -231,26 +203,8 @@ def produce(
         tma.async_copy_global_to_shared(q_from, [row + group * 64, 0], q_ready, q_ring.index(group))
     blocks = (L + KEYS - 1) // KEYS
     for i in range(blocks):
-        place = i % RING
-        turn = ((i // RING) & 1) ^ 1
-        mbarrier.wait(k_empty.index(place), turn)
-        mbarrier.expect(k_ready.index(place), KEYS * D)
-        tma.async_copy_global_to_shared(
-            k_from, [one * P + i * KEYS, 0], k_ready.index(place), k_ring.index(place)
-        )
-        mbarrier.wait(v_empty.index(place), turn)
-        mbarrier.expect(v_ready.index(place), KEYS * D)
-        tma.async_copy_global_to_shared(
-            v_from, [one * D, i * KEYS], v_ready.index(place), v_ring.index(place)
-        )
-
-
-@gluon.jit
-def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
-    made = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(COUNT):
-        mbarrier.init(made.index(i), count=ARRIVALS)
-    return made
+        fetch(k_from, [one * P + i * KEYS, 0], k_ring, k_ready, k_empty, i, KEYS * D, RING)
+        fetch(v_from, [one * D, i * KEYS], v_ring, v_ready, v_empty, i, KEYS * D, RING)
 
 
 @gluon.jit(do_not_specialize=["L", "H"])

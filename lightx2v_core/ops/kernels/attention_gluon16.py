@@ -26,18 +26,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from .gluon_parts import along, arrived, barriers, exp2, fetch, store
+
 ROWS = 64  # of one warpgroup
 QUERIES = 3 * ROWS  # of one program
 BLOCK = 128  # keys of one step
 K_STAGES, V_STAGES = 3, 2
 GROUPS = gl.constexpr(3)
-
-
-@gluon.jit
-def exp2(x):
-    return gl.inline_asm_elementwise(
-        "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1
-    )
 
 
 @gluon.jit
@@ -57,18 +52,6 @@ def softmax_step(s, scale, largest, total, KEYS: gl.constexpr):
     sums = gl.sum(in_eight(p, KEYS), 1)
     EIGHT: gl.constexpr = sums.type.layout
     return p, above, shrink, total * along(shrink, EIGHT) + sums
-
-
-@gluon.jit
-def along(row, LAYOUT: gl.constexpr):
-    """A number for each row, as a column of a matrix in LAYOUT."""
-    return gl.convert_layout(row, gl.SliceLayout(1, LAYOUT))[:, None]
-
-
-@gluon.jit
-def arrived(ready, i, RING: gl.constexpr):
-    """Wait for the i-th block of a ring."""
-    mbarrier.wait(ready.index(i % RING), (i // RING) & 1)
 
 
 @gluon.jit
@@ -136,17 +119,6 @@ def consume(
 
 
 @gluon.jit
-def store(o, out, first_row, L, D: gl.constexpr, LAYOUT: gl.constexpr):
-    Y, H, y_b, y_l, y_h = out
-    one = gl.program_id(1)
-    rows = first_row + gl.arange(0, 64, layout=gl.SliceLayout(1, LAYOUT))
-    lanes = gl.arange(0, D, layout=gl.SliceLayout(0, LAYOUT))
-    at = (one // H).to(gl.int64) * y_b + (one % H) * y_h
-    at = at + rows[:, None].to(gl.int64) * y_l + lanes[None, :]
-    gl.store(Y + at, o.to(Y.dtype.element_ty), mask=(rows < L)[:, None])
-
-
-@gluon.jit
 def produce(
     descriptors,
     shared,
@@ -174,23 +146,6 @@ def produce(
         at = [batch, (blocks - 1 - i) * KEYS, head, 0]
         fetch(k_from, at, k_ring, k_ready, k_empty, i, KEYS * D * 2, K_RING)
         fetch(v_from, at, v_ring, v_ready, v_empty, i, KEYS * D * 2, V_RING)
-
-
-@gluon.jit
-def fetch(descriptor, at, ring, ready, empty, i, BYTES: gl.constexpr, RING: gl.constexpr):
-    """The i-th block of a ring, as soon as its place is free."""
-    place = i % RING
-    mbarrier.wait(empty.index(place), ((i // RING) & 1) ^ 1)
-    mbarrier.expect(ready.index(place), BYTES)
-    tma.async_copy_global_to_shared(descriptor, at, ready.index(place), ring.index(place))
-
-
-@gluon.jit
-def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
-    made = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(COUNT):
-        mbarrier.init(made.index(i), count=ARRIVALS)
-    return made
 
 
 @gluon.jit(do_not_specialize=["L", "S", "H"])
