@@ -11,8 +11,8 @@ DEV_READY = .venv/.dev-ready
 endif
 
 JOBS = 2
-DEMO_PROMPT = a large blue circle moving right on a dark background
-START_PROMPT = a red circle moving right on a dark background
+DEMO_PROMPT = a pink heart moving down and to the left quickly behind a red star moving up and to the right on a dark gradient background
+START_PROMPT = a small orange circle moving down behind a striped blue heart moving up and to the left quickly on a light background
 
 .PHONY: demo test check fix test-gpu test-browser
 

@@ -6,11 +6,13 @@ import gc
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lightx2v_core.presets import DEMO_FOLDER
 from lightx2v_core.wan.config import WanConfig
 from lightx2v_core.wan.model import WanModel
 
@@ -85,6 +87,19 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def one_thread() -> None:
     """Tensors are small here, and threads that wait for each other on busy cores cost more."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def the_shipped_demo_stays() -> Iterator[None]:
+    """Training's commands write there unless they are told another folder."""
+    before = _written()
+    yield
+    assert _written() == before, "a test wrote into the shipped demo: restore it with git"
+
+
+def _written() -> dict[str, tuple[int, int]]:
+    found = {path.name: path.stat() for path in DEMO_FOLDER.iterdir()}
+    return {name: (facts.st_size, facts.st_mtime_ns) for name, facts in found.items()}
 
 
 NOT_RUN = pytest.StashKey[str]()

@@ -159,9 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.judge:
         lines = judge_parts(options, sources, metrics["world"])
         write_metrics(options.to, metrics, sizes, lines)
-        write_card(options.to, "forms", table_of_forms(lines))
-    elif is_new:
-        write_card(options.to, "forms", "Not judged yet: add `--judge 48` to the command.")
+    judged = read_metrics(options.to)["forms"]
+    not_yet = "Not judged yet: add `--judge 48` to the command."
+    write_card(options.to, "forms", table_of_forms(judged) if judged else not_yet)
 
 
 def is_same(path: Path, other: Path) -> bool:

@@ -65,7 +65,7 @@ class World:
 
 
 WIDE = World("wide")
-# That of all shipped models and their figures: a seed gives its clips to the bit, for ever.
+# That of the first shipped models and their figures: a seed gives its clips to the bit, for ever.
 PLAIN = World(
     "plain",
     shapes=4,

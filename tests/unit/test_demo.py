@@ -220,7 +220,7 @@ def test_one_step_is_blurrier_than_the_four_it_was_trained_for(told):
     hurried, _ = generate("t2v", 3, overrides=Overrides(steps=1))
 
     four, one = (clips.diff(dim=-1).abs().mean() for clips in (trained[:3], hurried))
-    assert one < 0.8 * four
+    assert one < 0.9 * four
 
 
 def test_the_start_picture_shows_objects_in_colour_on_a_neutral_background():

@@ -59,7 +59,7 @@ def test_a_format_is_measured_against_its_source_and_one_without_its_tool_says_w
     assert (fp8["scheme"], fp8["packed_linears"], fp8["linears"]) == ("fp8-row", 50, 50)
     assert exact["forward_error"] == exact["lora_error"] == 0.0 < fp8["forward_error"] < 0.1
     assert fp8["lora_matched"] == 50 and fp8["lora_removed"]
-    assert fp8["lora_size"] == pytest.approx(1, abs=0.05)
+    assert fp8["lora_size"] == pytest.approx(1, abs=0.1)
     assert fp8["lora_error_unpacked"] < 1e-3 < fp8["lora_error"]
     assert exact["difference"] == [0.0, 0.0, 0.0] and len(fp8["difference"]) == 3
     assert "--ggml" in lines["gguf-Q4_K"]["blocked_by"]

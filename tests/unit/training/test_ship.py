@@ -95,8 +95,10 @@ def test_the_vae_keeps_its_bytes_and_forms_can_be_chosen(family: Path, tmp_path:
 def test_nothing_is_changed_when_a_part_is_missing_or_all_are_too_large(
     family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there, out = tmp_path / "there", tmp_path / "out"
+    there, out, other = tmp_path / "there", tmp_path / "out", tmp_path / "other"
     there.mkdir()
+    other.mkdir()
+    (other / "metrics.json").write_text('{"world": "plain"}')
     for path in family.iterdir():
         if "low_noise" not in path.name and path.name != "teacher_t2v.safetensors":
             (there / path.name).symlink_to(path)
@@ -113,7 +115,7 @@ def test_nothing_is_changed_when_a_part_is_missing_or_all_are_too_large(
     with pytest.raises(
         SystemExit, match=r"lacks metrics\.json, .* of the plain world, not the wide"
     ):
-        main(["--from", str(there), "--world", "wide"])
+        main(["--from", str(there), "--to", str(other), "--world", "wide"])
     with pytest.raises(SystemExit, match=r"of the wide world, not the plain; nothing was changed"):
         main(["--from", str(family), "--to", str(out), "--world", "plain"])
     assert not out.exists()

@@ -166,7 +166,7 @@ def test_the_plain_world_has_no_table_of_held_out_captions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        table_main(["--out", str(tmp_path), "--split", "held-out"])
+        table_main(["--out", str(tmp_path), "--world", "plain", "--split", "held-out"])
 
     assert "the plain world holds nothing out" in capsys.readouterr().err
 
