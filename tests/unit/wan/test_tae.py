@@ -10,35 +10,14 @@ from lightx2v_core.conditioning import check_encodes
 from lightx2v_core.errors import RequestError
 from lightx2v_core.wan.tae import TinyConfig, TinyVae
 from lightx2v_core.wan.vae import VaeConfig, WanVae, denormalise, normalise
-from tests.conftest import fill, relative_error
+from tests.conftest import relative_error
 from tests.tolerances import FLOAT32_PARITY
-
-WIDTHS = (16, 8, 8, 8)
-
-
-class CancelledError(Exception):
-    pass
-
-
-def make(release: str = "taew2_1", encoder_width: int = 8) -> TinyVae:
-    vae = fill(TinyVae(TinyConfig(release, WIDTHS, encoder_width)))
-    vae.decoder[22].bias.fill_(0.5)  # grey in the middle, so that little is clamped
-    return vae
+from tests.unit.wan.small_vaes import clip, latent, small_tiny_vae
 
 
 @pytest.fixture(scope="module")
 def vae() -> TinyVae:
-    return make()
-
-
-def clip(frames: int, height: int = 16, width: int = 24, batch: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(frames)
-    return torch.rand(batch, 3, frames, height, width, generator=generator) * 2 - 1
-
-
-def latent(frames: int, height: int = 2, width: int = 3, batch: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(frames)
-    return torch.randn(batch, 16, frames, height, width, generator=generator)
+    return small_tiny_vae()
 
 
 def test_81_frames_are_21_latent_frames_and_back(vae: TinyVae) -> None:
@@ -99,7 +78,7 @@ def test_a_batch_is_its_clips_one_by_one(vae: TinyVae) -> None:
 
 def test_lighttae_reads_and_writes_latents_as_they_come_from_the_encoder() -> None:
     # The same weights as taew2_1: only what lies between them and the core's latents differs.
-    plain, light = make("taew2_1"), make("lighttaew2_1")
+    plain, light = small_tiny_vae("taew2_1"), small_tiny_vae("lighttaew2_1")
 
     torch.testing.assert_close(light.decode(latent(3)), plain.decode(denormalise(latent(3))))
     torch.testing.assert_close(light.encode(clip(9)), normalise(plain.encode(clip(9))))
@@ -107,39 +86,13 @@ def test_lighttae_reads_and_writes_latents_as_they_come_from_the_encoder() -> No
 
 
 def test_half_precision_weights_compute_in_half_and_return_float32() -> None:
-    half = make().to(torch.bfloat16)
+    half = small_tiny_vae().to(torch.bfloat16)
 
     decoded = half.decode(latent(2))
 
     # bfloat16 keeps 8 bits; thirty convolutions deep a few per cent remain.
     assert decoded.dtype == torch.float32
-    assert 0.0 < relative_error(decoded, make().decode(latent(2))) <= 0.05
-
-
-def test_progress_counts_the_chunks(vae: TinyVae) -> None:
-    seen: list[tuple[int, int]] = []
-
-    vae.encode(clip(9), lambda *news: seen.append(news))
-    vae.decode(latent(3), lambda *news: seen.append(news), latents_per_chunk=2)
-
-    assert seen == [(1, 3), (2, 3), (3, 3), (1, 2), (2, 2)]
-
-
-@pytest.mark.parametrize("work", ["encode", "decode"])
-def test_a_cancelled_call_stops_at_once_and_leaves_nothing_behind(vae: TinyVae, work: str) -> None:
-    run, given = getattr(vae, work), clip(13) if work == "encode" else latent(4)
-    before, seen = run(given), []
-
-    def cancel(done: int, _total: int) -> None:
-        seen.append(done)
-        if done == 2:
-            raise CancelledError
-
-    with pytest.raises(CancelledError):
-        run(given, cancel)
-
-    assert seen == [1, 2]
-    assert torch.equal(run(given), before)
+    assert 0.0 < relative_error(decoded, small_tiny_vae().decode(latent(2))) <= 0.05
 
 
 def test_the_result_is_collected_where_asked(vae: TinyVae) -> None:
@@ -150,9 +103,9 @@ def test_the_result_is_collected_where_asked(vae: TinyVae) -> None:
 
 
 def test_a_decoder_alone_says_what_to_encode_with() -> None:
-    alone = make(encoder_width=0)
+    alone = small_tiny_vae(encoder_width=0)
 
-    assert torch.equal(alone.decode(latent(2)), make().decode(latent(2)))
+    assert torch.equal(alone.decode(latent(2)), small_tiny_vae().decode(latent(2)))
     with pytest.raises(RequestError, match=r"cannot encode; use wan_2\.1_vae for that"):
         alone.encode(clip(5))
 
@@ -160,11 +113,11 @@ def test_a_decoder_alone_says_what_to_encode_with() -> None:
 @pytest.mark.parametrize("release", ["taew2_1", "lighttaew2_1"])
 def test_tensors_of_another_kind_are_refused(release: str) -> None:
     with pytest.raises(RequestError, match="48 channels belong to the 5B model"):
-        make(release).decode(torch.zeros(1, 48, 1, 2, 2))
+        small_tiny_vae(release).decode(torch.zeros(1, 48, 1, 2, 2))
     with pytest.raises(RequestError, match=r"80 frames is not 4\*n \+ 1; use 81"):
-        make(release).encode(torch.zeros(1, 3, 80, 16, 16))
+        small_tiny_vae(release).encode(torch.zeros(1, 3, 80, 16, 16))
     with pytest.raises(RequestError, match="0 latent frames per chunk"):
-        make(release).decode(latent(1), latents_per_chunk=0)
+        small_tiny_vae(release).decode(latent(1), latents_per_chunk=0)
 
 
 def test_a_start_image_is_mixed_with_the_frames_behind_it_and_so_refused(vae: TinyVae) -> None:

@@ -10,7 +10,7 @@ from lightx2v_core.errors import CheckpointError, RequestError
 from lightx2v_core.wan import vae_layers
 from lightx2v_core.wan.vae import VaeConfig, WanVae, denormalise, normalise
 from lightx2v_core.wan.vae_layers import RMSNorm, Stream
-from tests.conftest import fill
+from tests.unit.wan.small_vaes import clip, latent, small_vae
 
 # Chunks and tiles change the shapes that convolutions run on, so sums run in another order; where
 # only four channels are normalised, a pixel near zero amplifies that. Measured 7e-6 at most.
@@ -23,26 +23,16 @@ class CancelledError(Exception):
 
 @pytest.fixture(scope="module")
 def vae() -> WanVae:
-    return fill(WanVae(VaeConfig(encoder_dim=4, decoder_dim=4)))
+    return small_vae()
 
 
 @pytest.fixture(scope="module")
 def local_vae() -> WanVae:
     """Without what attention adds: far from a tile's edge nothing depends on what is beyond."""
-    vae = fill(WanVae(VaeConfig(encoder_dim=4, decoder_dim=4)))
+    vae = small_vae()
     for half in (vae.encoder, vae.decoder):
         half.middle[1].proj.weight.zero_()
     return vae
-
-
-def clip(frames: int, height: int = 16, width: int = 16, batch: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(frames)
-    return torch.rand(batch, 3, frames, height, width, generator=generator) * 2 - 1
-
-
-def latent(frames: int, height: int = 2, width: int = 2, batch: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(frames)
-    return torch.randn(batch, 16, frames, height, width, generator=generator)
 
 
 def close(actual: Tensor, expected: Tensor) -> bool:
@@ -54,8 +44,8 @@ def test_81_frames_are_21_latent_frames_and_back(vae: WanVae) -> None:
     encoded = vae.encode(clip(81))
     decoded = vae.decode(encoded)
 
-    assert encoded.shape == (1, 16, 21, 2, 2)
-    assert decoded.shape == (1, 3, 81, 16, 16)
+    assert encoded.shape == (1, 16, 21, 2, 3)
+    assert decoded.shape == (1, 3, 81, 16, 24)
     assert encoded.dtype == decoded.dtype == torch.float32
     assert decoded.abs().max() <= 1.0
 
@@ -95,32 +85,6 @@ def test_a_batch_is_its_clips_one_by_one(vae: WanVae) -> None:
     assert close(decoded, torch.cat([vae.decode(one) for one in latents.split(1)]))
 
 
-def test_progress_counts_the_chunks(vae: WanVae) -> None:
-    seen: list[tuple[int, int]] = []
-
-    vae.encode(clip(9), lambda *news: seen.append(news))
-    vae.decode(latent(3), lambda *news: seen.append(news), latents_per_chunk=2)
-
-    assert seen == [(1, 3), (2, 3), (3, 3), (1, 2), (2, 2)]
-
-
-@pytest.mark.parametrize("work", ["encode", "decode"])
-def test_a_cancelled_call_stops_at_once_and_leaves_nothing_behind(vae: WanVae, work: str) -> None:
-    run, given = getattr(vae, work), clip(13) if work == "encode" else latent(4)
-    before, seen = run(given), []
-
-    def cancel(done: int, _total: int) -> None:
-        seen.append(done)
-        if done == 2:
-            raise CancelledError
-
-    with pytest.raises(CancelledError):
-        run(given, cancel)
-
-    assert seen == [1, 2]
-    assert torch.equal(run(given), before)
-
-
 def test_two_calls_can_interleave(vae: WanVae) -> None:
     inner: list[Tensor] = []
 
@@ -138,11 +102,11 @@ def test_the_result_is_collected_where_asked(vae: WanVae) -> None:
 
 
 def test_half_precision_weights_compute_in_half_and_return_float32() -> None:
-    half = fill(WanVae(VaeConfig(4, 4))).to(torch.bfloat16)
+    half = small_vae().to(torch.bfloat16)
 
     decoded = half.decode(latent(2))
 
-    expected = fill(WanVae(VaeConfig(4, 4))).decode(latent(2))
+    expected = small_vae().decode(latent(2))
     assert decoded.dtype == torch.float32
     # bfloat16 keeps 8 bits; some forty layers deep a few per cent remain.
     assert (decoded - expected).norm() <= 0.05 * expected.norm()
@@ -169,7 +133,7 @@ def test_a_pixel_of_all_zeros_has_finite_gradients() -> None:
 
 
 def test_gradients_reach_every_weight_through_the_whole_clip_path() -> None:
-    vae = fill(WanVae(VaeConfig(4, 4))).requires_grad_(True)
+    vae = small_vae().requires_grad_(True)
 
     moments = vae.conv1(vae.encoder(clip(5), Stream()))
     vae.decoder(vae.conv2(moments[:, :16]), Stream()).square().mean().backward()
@@ -181,7 +145,7 @@ def test_gradients_reach_every_weight_through_the_whole_clip_path() -> None:
 def test_streaming_and_whole_clip_give_the_same_gradients() -> None:
     gradients = []
     for latents_per_chunk in (1, 3):
-        vae = fill(WanVae(VaeConfig(4, 4))).requires_grad_(True)
+        vae = small_vae().requires_grad_(True)
         encoded = vae.encode(clip(9), latents_per_chunk=latents_per_chunk)
         vae.decode(encoded, latents_per_chunk=latents_per_chunk).square().mean().backward()
         gradients.append(vae.encoder.conv1.weight.grad)
@@ -239,7 +203,7 @@ def test_tiles_report_progress_over_all_of_them_and_can_be_cancelled(vae: WanVae
 
 def test_joining_tiles_keeps_what_they_agree_on(vae: WanVae) -> None:
     # Three tiles meet in places here, as the overlap is half a tile.
-    vae = fill(WanVae(VaeConfig(4, 4)))
+    vae = small_vae()
     vae.decoder.head[2].weight.zero_()
     vae.decoder.head[2].bias.copy_(torch.tensor([2.0, 0.25, -0.5]))
 
@@ -309,7 +273,7 @@ def test_lightvae_has_a_quarter_of_every_width() -> None:
 
 
 def test_weights_are_assigned_to_a_vae_built_without_memory() -> None:
-    source = fill(WanVae(VaeConfig(4, 4)))
+    source = small_vae()
     with torch.device("meta"):
         empty = WanVae(VaeConfig(4, 4))
 
