@@ -63,5 +63,5 @@ if [ "$part" != base ]; then
     run "${EXPERTS_GPU:-$second}" experts --from "$work/all" bank:0.3 experts:"${EXPERTS_MINUTES:-2}" &
     wait
     cp "$work"/lora/*.safetensors "$work"/experts/*.safetensors "$work/all"
-    [ "${PACKAGE:-1}" = 0 ] || run "$first" all package:${PACKAGE_MINUTES:-0.4}
+    [ "${PACKAGE:-1}" = 0 ] || run "$first" all package:"${PACKAGE_MINUTES:-0.4}"
 fi
