@@ -6,7 +6,6 @@ import asyncio
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,7 @@ def test_a_request_whose_worker_dies_is_tried_once_more_and_then_told(tmp_path):
 def test_a_worker_that_does_not_listen_to_a_cancel_is_killed_and_replaced(tmp_path):
     with Running(tmp_path) as service:
         deaf = service.post({"prompt": "deaf"})[1]["task_id"]
-        service.until(deaf, "processing")
+        wait_until(lambda: service.status(deaf)["progress"])
         pid = service.a_worker().process.pid
 
         service.delete(f"/v1/tasks/{deaf}")
@@ -227,7 +226,7 @@ def test_a_worker_ends_when_nobody_is_left_to_answer_to():
     job = {"kind": "run", "id": "a", "request": {"prompt": "deaf", "seed": 1}, "output": "x.mp4"}
     process.stdin.write(encode(job))
     process.stdin.flush()
-    time.sleep(0.1)
+    assert decode(process.stdout.readline())["kind"] == "progress"
 
     process.stdin.close()
 
