@@ -29,8 +29,10 @@ def join() -> int:
 
 
 def leave() -> None:
-    """At the end of the program."""
+    """At the end of the program, once every rank has come here: none closes its connections while
+    another still reads."""
     if dist.is_initialized():
+        dist.all_reduce(torch.zeros(()))
         dist.destroy_process_group()
 
 
